@@ -1,0 +1,55 @@
+"""Recipes: YAML files that hold everything a run depends on. One may extend another and override parts of it."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SECTIONS = {"seed", "output_dir", "data", "tokenizer", "model", "training", "max_tokens", "evaluation", "sparse"}
+REQUIRED = SECTIONS - {"sparse"}
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
+    """Read a recipe, what it extends, and `section.key=value` overrides (values in YAML syntax).
+
+    `sparse: null` (or no such section) is a dense run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown or missing sections, or an override that names none; the message says what is allowed.
+    """
+    recipe = _read(Path(path))
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"--set {override!r}: expected section.key=value, such as training.max_steps=100")
+        change: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        recipe = _merge(recipe, change)
+    for section in recipe:
+        if section not in SECTIONS:
+            near = difflib.get_close_matches(section, SECTIONS, n=1)
+            raise ValueError(f"{path}: unknown section {section!r}; allowed: {sorted(SECTIONS)}; near: {near}")
+    missing = REQUIRED - recipe.keys()
+    if missing:
+        raise ValueError(f"{path}: missing section(s) {sorted(missing)}")
+    return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected sections such as {sorted(SECTIONS)}")
+    parent = values.pop("extends", None)
+    return values if parent is None else _merge(_read(path.parent / parent), values)
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, dictionaries merged key by key."""
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,154 @@
+"""Train a Transformer on English-German, sparse or dense, and translate the test set.
+
+    python examples/wmt14/train.py --config examples/wmt14/configs/multi30k.yaml
+    accelerate launch examples/wmt14/train.py --config examples/wmt14/configs/paper_big.yaml
+
+A killed run goes on exactly where its last checkpoint stands with --resume. Any value of the recipe can be changed:
+--set training.max_steps=100 --set data.max_train_pairs=10000
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import accelerate
+import sacrebleu
+import torch
+import transformers
+from batching import Seq2SeqCollator, TokenBatchMixin
+from data import DataConfig, TokenizedPairs, load_split
+from recipe import load_recipe
+from tokenizer import train_tokenizer
+from transformers import (
+    AutoTokenizer,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+from translate import translate
+
+import hf_autosparse
+from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
+
+
+class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):
+    """Seq2SeqTrainer with batches of at most `max_tokens` tokens."""
+
+
+class SparseTrainer(AutoSparseMixin, DenseTrainer):
+    """The same, sparse: the mixin is all it takes."""
+
+
+def main(argv: list[str] | None = None) -> dict:
+    options = parse_options(argv)
+    recipe = load_recipe(options.config, options.set)
+    output = Path(recipe["output_dir"])
+    if not options.resume and any(output.glob("checkpoint-*")):
+        raise SystemExit(f"{output} holds checkpoints of an earlier run: give --resume, or another --set output_dir=...")
+    arguments = Seq2SeqTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"])
+
+    # Data: the main process prepares tokenizer and token files, the others then read the same ones.
+    data = DataConfig(**recipe["data"])
+    with arguments.main_process_first(local=False, desc="preparing the data"):
+        tokenizer = load_or_train_tokenizer(data, output, **recipe["tokenizer"])
+        splits = {
+            split: TokenizedPairs.build(load_split(data, split), tokenizer, output / "data" / split, data.max_length)
+            for split in ("train", "validation")
+        }
+
+    # Model: the pre-norm Transformer with sinusoidal positions and one embedding for source, target and output.
+    set_seed(recipe["seed"])
+    model = M2M100ForConditionalGeneration(
+        M2M100Config(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            **recipe["model"],
+        )
+    )
+
+    # Training.
+    sparse = recipe.get("sparse")
+    shared = {
+        "max_tokens": recipe["max_tokens"],
+        "train_dataset": splits["train"],
+        "eval_dataset": splits["validation"],
+        "data_collator": Seq2SeqCollator(tokenizer.pad_token_id, model.config.decoder_start_token_id),
+        "processing_class": tokenizer,
+    }
+    if sparse is None:
+        trainer = DenseTrainer(model, arguments, **shared)
+    else:
+        trainer = SparseTrainer(model, arguments, AutoSparseConfig(**sparse), **shared)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=options.resume or None)
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+
+    # Result: the model that was saved, on the test set.
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    result = {"recipe": options.config, "set": options.set, "seed": recipe["seed"], "sparse": sparse}
+    if sparse is not None:
+        report = sparsity_report(model)
+        result |= {"sparsity": report.sparsity, "sparse_weights": report.weights}
+        finalize(model)
+    tokens = int(splits["train"].source_lengths.sum() + splits["train"].target_lengths.sum())
+    result |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "train_tokens_per_second": tokens * trainer.state.epoch / seconds,
+        "train_seconds": seconds,
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+    }
+    if trainer.is_world_process_zero():
+        sources, references = load_split(data, "test")
+        start = time.perf_counter()
+        hypotheses = translate(model.eval(), tokenizer, sources, **recipe["evaluation"])
+        metric = sacrebleu.BLEU()
+        score = metric.corpus_score(hypotheses, [references])
+        result |= {
+            "bleu": score.score,
+            "bleu_signature": str(metric.get_signature()),
+            "translate_seconds": time.perf_counter() - start,
+            "environment": environment(),
+        }
+        (output / "hypotheses.txt").write_text("\n".join(h.replace("\n", " ") for h in hypotheses) + "\n")
+        (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result, indent=2))
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the recipe, a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in output_dir")
+    return parser.parse_args(argv)
+
+
+def load_or_train_tokenizer(data: DataConfig, output: Path, vocab_size: int):
+    """The tokenizer saved in `output`, else one trained on both sides of the training data and saved there."""
+    if (output / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(output)
+    sources, targets = load_split(data, "train")
+    tokenizer = train_tokenizer((text for side in (sources, targets) for text in side), vocab_size)
+    tokenizer.save_pretrained(output)
+    return tokenizer
+
+
+def environment() -> dict[str, str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    modules = (hf_autosparse, torch, transformers, accelerate)
+    return {"python": platform.python_version(), "device": device} | {m.__name__: m.__version__ for m in modules}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+"""hf_autosparse: train sparse Hugging Face models from the first step (AutoSparse, arXiv 2304.06941)."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .config import AutoSparseConfig
+from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
+
+if TYPE_CHECKING:
+    from .callbacks import AutoSparseCallback
+    from .report import SparsityReport, sparsity_report
+    from .trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
+
+__version__ = "0.1.0"
+
+# Loaded at first use: importing the package must not import transformers.
+_LAZY = {
+    "AutoSparseCallback": "callbacks",
+    "AutoSparseMixin": "trainer",
+    "AutoSparseSeq2SeqTrainer": "trainer",
+    "AutoSparseTrainer": "trainer",
+    "SparsityReport": "report",
+    "sparsity_report": "report",
+}
+
+__all__ = [
+    "AutoSparseCallback",
+    "AutoSparseConfig",
+    "AutoSparseMixin",
+    "AutoSparseSeq2SeqTrainer",
+    "AutoSparseTrainer",
+    "SparsityReport",
+    "finalize",
+    "folded",
+    "layer_sparsity",
+    "sparse_layers",
+    "sparsify",
+    "sparsity",
+    "sparsity_report",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

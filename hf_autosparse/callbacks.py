@@ -1,0 +1,86 @@
+"""What Trainer calls: annealing before every step, mask updates and the guard after it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from .methods import Progress
+from .sparsify import record_of, sparse_layers
+
+logger = logging.getLogger(__name__)
+
+GUARD_INTERVAL = 10  # optimizer steps: a check reads every weight, and a threshold moves little in ten steps
+
+
+class AutoSparseCallback(TrainerCallback):
+    """Drives a sparse model's methods. Works with any Trainer; AutoSparseTrainer adds it by itself.
+
+    Everything derives from `state.epoch` and `state.global_step`, so resuming needs no state of its own.
+    """
+
+    def __init__(self) -> None:
+        self._epochs = 1.0
+        self._warned: set[str] = set()
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        record = record_of(model)
+        if not sparse_layers(model):
+            raise ValueError(f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training")
+        if hasattr(train_dataloader, "__len__"):
+            steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+            self._epochs = state.max_steps / max(1, steps_per_epoch)
+        else:
+            self._epochs = 1.0  # Trainer counts a data set without a length as one epoch of max_steps steps
+            if record.config.alpha_update == "epoch" and record.config.alpha_schedule != "fixed":
+                raise ValueError(
+                    "alpha_update='epoch' needs a training set with a length, this one has none: use alpha_update='step'"
+                )
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        progress = Progress(state.epoch or 0.0, self._epochs, state.global_step, state.max_steps)
+        for layer in sparse_layers(model).values():
+            layer.sparsifier.anneal(progress)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        for layer in sparse_layers(model).values():
+            layer.sparsifier.update(layer.weight, state.global_step)
+        if state.global_step % GUARD_INTERVAL == 0 or state.global_step == state.max_steps:
+            self.guard(model, state.global_step)
+
+    @torch.no_grad()
+    def guard(self, model: nn.Module, step: int) -> None:
+        """Hold the layers that passed `max_layer_sparsity`, and stop on a threshold that is not finite.
+
+        Raises:
+            FloatingPointError: names the layers whose sparsifier holds NaN or infinity.
+        """
+        layers = sparse_layers(model)
+        maximum = record_of(model).config.max_layer_sparsity
+        kept = torch.stack([layer.sparsifier.mask(layer.weight).sum() for layer in layers.values()])
+        finite = torch.stack([layer.sparsifier.is_finite() for layer in layers.values()])
+        kept, finite = torch.stack([kept, finite.to(kept)]).tolist()
+        if not all(finite):
+            broken = [name for name, ok in zip(layers, finite, strict=True) if not ok]
+            raise FloatingPointError(
+                f"non-finite threshold at step {step} in {', '.join(broken)}: lower threshold_lr or the learning rate"
+            )
+        for (name, layer), count in zip(layers.items(), kept, strict=True):
+            size = layer.weight.numel()
+            held = size - count > int(maximum * size)
+            layer.sparsifier.at_guard.fill_(held)
+            if held:
+                layer.sparsifier.limit_sparsity(layer.weight, maximum)
+                if name not in self._warned:
+                    self._warned.add(name)
+                    logger.warning(
+                        "layer %s reached sparsity %.4f at step %d; it is held at max_layer_sparsity = %s",
+                        name,
+                        1 - count / size,
+                        step,
+                        maximum,
+                    )

@@ -1,0 +1,148 @@
+"""Native training state and whole-or-nothing checkpoints.
+
+A checkpoint directory holds the deployable model (`model.safetensors`, what was evaluated: stock transformers loads it)
+and, beside it, the native state: raw weights, thresholds and method buffers under the names of the live model. A
+manifest, written after everything else it lists, tells a whole checkpoint from one whose writing was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+NATIVE_STATE = "autosparse_state.safetensors"
+MANIFEST = "autosparse_manifest.json"
+TRAINER_STATE = "trainer_state.json"
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class IncompleteCheckpointError(ValueError):
+    """A checkpoint that is not whole; the message says what is missing."""
+
+
+def save_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Write the model's own state dict; tied tensors are stored once."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    save_model(model, str(Path(directory) / NATIVE_STATE))
+
+
+def load_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Load what `save_native_state` wrote into a model of the same architecture and sparse configuration, strictly.
+
+    Raises:
+        IncompleteCheckpointError: the directory has no native state (no AutoSparse trainer wrote it).
+        ValueError: names or shapes differ from the model's.
+    """
+    path = Path(directory) / NATIVE_STATE
+    if not path.is_file():
+        raise IncompleteCheckpointError(
+            f"{directory} has no {NATIVE_STATE}: it holds a finished model, not a training state. Load it with"
+            " from_pretrained to fine-tune it, or resume from a checkpoint-* directory of an AutoSparse run"
+        )
+    try:
+        load_model(model, str(path), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model; was it trained with another sparse_config? {error}") from error
+
+
+def invalidate(directory: str | os.PathLike) -> None:
+    """Declare a directory not whole before it is written (again)."""
+    for name in (MANIFEST, TRAINER_STATE):
+        (Path(directory) / name).unlink(missing_ok=True)
+
+
+def write_manifest(directory: str | os.PathLike) -> None:
+    """List every file of the directory with its size, after forcing each to disk."""
+    directory = Path(directory)
+    sizes = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name not in (MANIFEST, TRAINER_STATE):
+            _flush(path)
+            sizes[path.relative_to(directory).as_posix()] = path.stat().st_size
+    draft = directory / (MANIFEST + ".tmp")
+    draft.write_text(json.dumps({"format_version": 1, "files": sizes}, indent=2) + "\n")
+    _flush(draft)
+    os.replace(draft, directory / MANIFEST)
+
+
+def check_whole(directory: str | os.PathLike) -> None:
+    """Raise IncompleteCheckpointError unless training can resume from this directory exactly.
+
+    Trainer writes `trainer_state.json` last, after the manifest, and only then deletes older checkpoints: so whenever
+    an older one is gone, this one is whole.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise IncompleteCheckpointError(f"checkpoint {directory} does not exist")
+    if not (directory / MANIFEST).is_file():
+        raise IncompleteCheckpointError(
+            f"{directory} has no {MANIFEST}: its saving was interrupted, or it was written with save_only_model=True or"
+            " by another trainer"
+        )
+    for name, size in json.loads((directory / MANIFEST).read_text())["files"].items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise IncompleteCheckpointError(f"{path} has {found} bytes, its manifest says {size}: not a whole checkpoint")
+    try:
+        json.loads((directory / TRAINER_STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise IncompleteCheckpointError(f"{directory / TRAINER_STATE} is missing or cut off: {error}") from error
+
+
+def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None, list[str]]:
+    """The newest whole `checkpoint-*` of a run (None if there is none), and why each newer one was passed over."""
+    found = [(int(m[1]), p) for p in Path(run_directory).glob("checkpoint-*") if (m := _CHECKPOINT_NAME.fullmatch(p.name))]
+    passed_over = []
+    for _, path in sorted(found, reverse=True):
+        try:
+            check_whole(path)
+        except IncompleteCheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    return None, passed_over
+
+
+def staging_directory(directory: str | os.PathLike) -> Path:
+    """A fresh directory inside `directory` to write a model into before `publish`."""
+    staging = Path(directory) / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
+    staging.mkdir(parents=True)
+    return staging
+
+
+def publish(staging: Path, directory: str | os.PathLike) -> None:
+    """Move a finished model from `staging` into `directory`, each file in one step.
+
+    One weight file is replaced atomically: a kill leaves the old or the new one. Several shards cannot be, so their old
+    index goes first and the new one comes last: in between, loading fails instead of mixing shards.
+    """
+    directory = Path(directory)
+    names = sorted(p.name for p in staging.iterdir())
+    sharded = any(name.endswith(".index.json") for name in names)
+    is_weight = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?").fullmatch
+    old_weights = [p for p in directory.iterdir() if is_weight(p.name)]
+    if sharded or len(old_weights) > 1:
+        for path in sorted(old_weights, key=lambda p: not p.name.endswith(".index.json")):
+            path.unlink()
+    for name in sorted(names, key=lambda n: (bool(is_weight(n)), n.endswith(".index.json"))):
+        _flush(staging / name)
+        target = directory / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(staging / name, target)
+    staging.rmdir()
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        return
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,103 @@
+"""The reference maths in plain torch. Every faster version is tested against this file."""
+
+import torch
+from torch import Tensor
+
+
+def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
+    """Eq. 1: `sign(w) * max(|w| - T, 0)`, computed as `w - clamp(w, -T, T)`: the same bits in two passes, not five.
+
+    Args:
+        weight: any shape, floating dtype.
+        threshold: `T >= 0`, same dtype, broadcastable to `weight`.
+    """
+    return weight - weight.clamp(-threshold, threshold)
+
+
+def annealed_soft_threshold(
+    weight: Tensor, threshold: Tensor, alpha: float, backward_sparsity: float | None = None
+) -> Tensor:
+    """Soft threshold whose gradient is annealed (AutoSparse, eq. 1, 7 and 8).
+
+    Forward: `w_hat = sign(w) h(|w| - T)`, `h(x) = max(x, 0)`. Backward, with `h'` = 1 where `|w| > T` and `alpha`
+    elsewhere (the proxy gradient):
+
+        dL/dw = dL/dw_hat * h'
+        dL/dT = -sum(h' * sign(w) * dL/dw_hat)      summed over the dimensions that T is broadcast along
+
+    `alpha = 0` is STR, `alpha = 1` is the straight-through estimator.
+
+    Args:
+        weight: any shape, floating dtype.
+        threshold: T itself (not s), broadcastable to `weight`; its gradient is accumulated in at least float32.
+        alpha: gradient factor of pruned weights, in [0, 1].
+        backward_sparsity: eq. 8: where given and alpha > 0, the gradient is restricted to B: the weights that are
+            among the `1 - backward_sparsity` largest by magnitude, or active. What lies outside B is not needed by
+            either gradient, so a sparse kernel need not compute it; with alpha = 0, B is the active set.
+    """
+    return _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
+
+
+class _AnnealedSoftThreshold(torch.autograd.Function):
+    """Saves weight and threshold only: the mask is recomputed, so the layer costs no extra memory."""
+
+    @staticmethod
+    def forward(weight: Tensor, threshold: Tensor, alpha: float, backward_sparsity: float | None) -> Tensor:
+        return soft_threshold(weight, threshold.to(weight.dtype))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        weight, threshold, ctx.alpha, ctx.backward_sparsity = inputs
+        ctx.save_for_backward(weight, threshold)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, threshold = ctx.saved_tensors
+        magnitude = weight.abs()
+        active = magnitude > threshold.to(weight.dtype)
+        grad_weight = torch.where(active, grad, grad * ctx.alpha)
+        if ctx.backward_sparsity is not None and ctx.alpha > 0:
+            allowed = active | top_magnitude_mask(magnitude, 1.0 - ctx.backward_sparsity)
+            grad_weight = torch.where(allowed, grad_weight, 0)
+        grad_threshold = None
+        if ctx.needs_input_grad[1]:
+            accumulate = torch.promote_types(grad.dtype, torch.float32)
+            pull = (grad_weight * weight.sign()).to(accumulate)
+            grad_threshold = -pull.sum_to_size(threshold.shape).to(threshold.dtype)
+        return grad_weight, grad_threshold, None, None
+
+
+def top_magnitude_mask(magnitude: Tensor, density: float) -> Tensor:
+    """True for the `round(density * n)` largest entries; entries equal to the smallest of them are all True.
+
+    Args:
+        magnitude: any shape, non-negative.
+        density: fraction to keep, in [0, 1].
+    """
+    keep = round(density * magnitude.numel())
+    if keep == 0:
+        return torch.zeros_like(magnitude, dtype=torch.bool)
+    kth = magnitude.flatten().kthvalue(magnitude.numel() - keep + 1).values
+    return magnitude >= kth
+
+
+def threshold_for_sparsity(magnitude: Tensor, sparsity: float) -> Tensor:
+    """The threshold T that prunes `floor(sparsity * n)` of each row's n entries (`|w| <= T` is pruned).
+
+    T lies midway between the last pruned and the first kept magnitude, so that rounding `T = sigmoid(s)` moves no
+    weight across it. Ties and exact zeros can make the true sparsity differ from the one asked for.
+
+    Args:
+        magnitude: shape (rows, n), non-negative float32.
+        sparsity: in [0, 1).
+
+    Returns:
+        Shape (rows,). 0 for a row with no non-zero entry.
+    """
+    ordered = magnitude.sort(dim=1).values
+    prune = int(sparsity * magnitude.shape[1])
+    first_kept = ordered[:, prune]
+    last_pruned = ordered[:, prune - 1] if prune > 0 else torch.zeros_like(first_kept)
+    midpoint = (last_pruned + first_kept) / 2
+    smallest = torch.where(magnitude > 0, magnitude, torch.inf).amin(dim=1)
+    return torch.where(first_kept > 0, midpoint, torch.where(smallest.isinf(), 0.0, smallest / 2))

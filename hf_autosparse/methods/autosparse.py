@@ -1,0 +1,87 @@
+"""AutoSparse: a learned soft threshold per layer with Gradient Annealing (arXiv 2304.06941, eq. 1-4, 7-9)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import annealed_soft_threshold, threshold_for_sparsity
+from ..schedules import alpha_at
+from .base import Progress, Sparsifier, register
+
+
+@register
+class AutoSparse(Sparsifier):
+    """`w_hat = sign(w) max(|w| - T, 0)`, `T = sigmoid(s)`, one learnable s per layer (or per output channel).
+
+    The paper's threshold is per layer; `threshold_granularity="channel"` is an extension. Parameter `threshold` holds
+    s in float32: shape (1,), because FSDP2 and ZeRO-3 reject 0-dim parameters, or (channels,). `alpha` is a Python
+    float set by `anneal`: it enters the backward pass only, and is derived from training progress, never stored.
+    """
+
+    name = "autosparse"
+    reference = "Kundu et al. 2023, AutoSparse, arXiv 2304.06941"
+
+    def __init__(self, weight: Tensor, config, output_dim: int = 0):
+        super().__init__(weight, config, output_dim)
+        self.config = config
+        self.alpha = config.alpha_init
+        per_channel = config.threshold_granularity == "channel"
+        self._output_dim = output_dim if per_channel else None
+        count = weight.shape[output_dim] if per_channel else 1
+        if isinstance(config.threshold_init, dict):
+            initial = self._for_sparsity(weight, config.threshold_init["sparsity"])
+        else:
+            initial = torch.full((count,), float(config.threshold_init), device=weight.device)
+        self.threshold = nn.Parameter(initial)
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """`|weight|` as one row per threshold, float32."""
+        magnitude = weight.detach().abs().float()
+        if self._output_dim is None:
+            return magnitude.reshape(1, -1)
+        return magnitude.movedim(self._output_dim, 0).flatten(1)
+
+    def _for_sparsity(self, weight: Tensor, sparsity: float) -> Tensor:
+        """The s at which `sparsity` of the weights are pruned."""
+        value = threshold_for_sparsity(self._rows(weight), sparsity)
+        if not bool(((value > 0) & (value < 1)).all()):
+            raise ValueError(
+                f"no threshold in (0, 1) prunes {sparsity:.1%} of a weight of shape {tuple(weight.shape)} with"
+                f" magnitudes in [{weight.abs().min().item():.3g}, {weight.abs().max().item():.3g}]: T = sigmoid(s) lies"
+                " between 0 and 1. Rescale the weight, list the layer in dense_modules, or give threshold_init a number"
+            )
+        return torch.logit(value)
+
+    def _value(self, weight: Tensor) -> Tensor:
+        """T = sigmoid(s), float32, shaped to broadcast against the weight."""
+        value = torch.sigmoid(self.threshold.float())
+        if self._output_dim is None:
+            return value
+        shape = [1] * weight.dim()
+        shape[self._output_dim] = -1
+        return value.view(shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.config.backward_sparsity)
+
+    def mask(self, weight: Tensor) -> Tensor:
+        return weight.abs() > self._value(weight).to(weight.dtype)
+
+    def anneal(self, progress: Progress) -> None:
+        config = self.config
+        self.alpha = alpha_at(
+            config.alpha_schedule,
+            progress.epoch if config.alpha_update == "step" else float(int(progress.epoch + 1e-9)),
+            alpha_init=config.alpha_init,
+            length=config.alpha_epochs or progress.epochs,
+            beta=config.alpha_beta,
+            zero_epoch=config.alpha_zero_epoch,
+        )
+
+    @torch.no_grad()
+    def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
+        self.threshold.copy_(torch.minimum(self.threshold, self._for_sparsity(weight, maximum)))
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        return {"alpha": self.alpha, "mean_threshold": torch.sigmoid(self.threshold.detach().float()).mean()}

@@ -1,0 +1,285 @@
+"""`AutoSparseTrainer`: Trainer that trains sparse models. The mixin serves any other Trainer subclass."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer, Trainer
+from transformers.trainer_callback import TrainerCallback
+
+from . import checkpoint
+from .callbacks import AutoSparseCallback
+from .config import AutoSparseConfig
+from .sparsify import (
+    deployable_state_dict,
+    folded,
+    layer_sparsity,
+    record_of,
+    sparse_layers,
+    sparsifier_parameters,
+    sparsify,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class AutoSparseMixin:
+    """Put before a Trainer class: `class MyTrainer(AutoSparseMixin, SFTTrainer)`.
+
+    Args:
+        model: a dense model, sparsified in place, or one that `sparsify` already treated.
+        args: the Trainer's arguments.
+        sparse_config: None for the model's own configuration, or the default one if the model is dense.
+        **kwargs: everything else the Trainer takes.
+
+    What it changes: thresholds are an optimizer group of their own; the loss is the mean over all tokens of the global
+    batch for every model (8 x 1 accumulated = 1 x 8 = 2 processes); evaluation uses folded weights; every written
+    `model.safetensors` is the model that was evaluated; checkpoints are whole or not taken; a non-finite loss stops.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: Any = None,
+        sparse_config: AutoSparseConfig | None = None,
+        **kwargs: Any,
+    ):
+        self.sparse_config = sparse_config
+        if model is not None:
+            model = self._sparsified(model)
+        super().__init__(model, args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported")
+        # The loss is normalised in compute_loss: some models of transformers ignore num_items_in_batch.
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(AutoSparseCallback())
+        self.add_callback(_LossAcrossResume(self))
+
+    def _sparsified(self, model: nn.Module) -> nn.Module:
+        if not sparse_layers(model):
+            self.sparse_config = self.sparse_config or AutoSparseConfig()
+            return sparsify(model, self.sparse_config)
+        config = record_of(model).config
+        if self.sparse_config is not None and self.sparse_config != config:
+            raise ValueError("sparse_config differs from the one the model was sparsified with: pass None or the same")
+        self.sparse_config = config
+        return model
+
+    def call_model_init(self, trial=None) -> nn.Module:
+        return self._sparsified(super().call_model_init(trial))
+
+    # ---- Optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        thresholds = list(sparsifier_parameters(self.model if model is None else model).values())
+        ids = {id(p) for p in thresholds}
+        if self.optimizer is not None:
+            known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            if not ids <= known:
+                raise ValueError(
+                    "the optimizer passed to the trainer lacks the thresholds, so they would never learn: call"
+                    " sparsify(model, config) before building it, or pass optimizer_cls_and_kwargs instead"
+                )
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        config = self.sparse_config
+        if thresholds:
+            optimizer.add_param_group(
+                {
+                    "params": thresholds,
+                    "lr": self.args.learning_rate if config.threshold_lr is None else config.threshold_lr,
+                    "weight_decay": config.threshold_weight_decay,
+                }
+            )
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module):
+        if self.sparse_config.clip_thresholds:
+            return super()._clip_grad_norm(model)
+        ids = {id(p) for p in sparsifier_parameters(self.model).values()}
+        weights = [p for p in model.parameters() if id(p) not in ids]
+        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+
+    # ---- Loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        own_loss = self.label_smoother is None and self.compute_loss_func is None
+        if not own_loss or num_items_in_batch is None or self.args.n_gpu > 1:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        share = labels.ne(-100).sum() / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            share = share * self.accelerator.num_processes  # DDP averages the gradients of the processes
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)  # the model's mean over its own items
+        loss = loss * share
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, dict(inputs), num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {self.state.global_step + 1}; first non-finite in:"
+                f" {self._first_non_finite(inputs)}. Lower the learning rate, or threshold_lr if it is a threshold"
+            )
+        return loss
+
+    @torch.no_grad()
+    def _first_non_finite(self, inputs: dict[str, Any]) -> str:
+        """Name the layer where the trouble starts: a bad parameter, else the first bad output of a repeated forward."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                return f"parameter {name}"
+        bad: list[str] = []
+
+        def watch(name):
+            def hook(module, args, output):
+                if isinstance(output, torch.Tensor) and not output.isfinite().all():
+                    bad.append(name)
+
+            return hook
+
+        handles = [m.register_forward_hook(watch(n)) for n, m in self.model.named_modules() if not list(m.children())]
+        try:
+            self.model(**self._prepare_inputs(inputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return f"output of layer {bad[0]}" if bad else "the loss itself; all parameters and layer outputs are finite"
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._sparse_metrics())
+        super().log(logs, start_time)
+
+    def _sparse_metrics(self) -> dict[str, float]:
+        """sparsity, layers_at_guard, and the method's own scalars (alpha, mean_threshold) averaged over layers."""
+        layers = sparse_layers(self.model)
+        fractions = layer_sparsity(self.model)
+        total = sum(layer.weight.numel() for layer in layers.values())
+        metrics = {"sparsity": sum(fractions[name] * layer.weight.numel() for name, layer in layers.items()) / total}
+        values: dict[str, list[torch.Tensor]] = {}
+        for layer in layers.values():
+            for key, value in layer.sparsifier.metrics().items():
+                values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64))
+            values.setdefault("layers_at_guard", []).append(layer.sparsifier.at_guard.double())
+        for key, column in values.items():
+            stacked = torch.stack([v.reshape(()).to(column[-1].device) for v in column])
+            metrics[key] = (stacked.sum() if key == "layers_at_guard" else stacked.mean()).item()
+        return metrics
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        self._log_layers()
+        return metrics
+
+    def _log_layers(self) -> None:
+        """Send each layer's sparsity and metrics to the trackers (TensorBoard, W&B, ...), not to the console."""
+        logs: dict[str, float] = {}
+        fractions = layer_sparsity(self.model)
+        for name, layer in sparse_layers(self.model).items():
+            logs[f"layers/{name}/sparsity"] = fractions[name]
+            for key, value in layer.sparsifier.metrics().items():
+                if isinstance(value, torch.Tensor):
+                    logs[f"layers/{name}/{key}"] = value.item()
+        for callback in self.callback_handler.callbacks:
+            if not isinstance(callback, (PrinterCallback, ProgressCallback)):
+                callback.on_log(
+                    self.args, self.state, self.control, logs=logs, model=self.model, processing_class=self.processing_class
+                )
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(self, *args, **kwargs):
+        with folded(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    # ---- Checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        staging = checkpoint.staging_directory(directory)
+        super()._save(str(staging), state_dict=deployable_state_dict(model, state_dict))
+        self.sparse_config.save_pretrained(staging)
+        checkpoint.publish(staging, directory)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.should_save:
+            directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            checkpoint.invalidate(directory)
+            checkpoint.save_native_state(self.model, directory)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last thing Trainer writes before `trainer_state.json`: the moment to add ours and seal the checkpoint."""
+        super()._save_rng_state(output_dir)
+        _LossAcrossResume.save(self, output_dir)
+        self.accelerator.wait_for_everyone()  # every process has written its part
+        if self.args.should_save:
+            checkpoint.write_manifest(output_dir)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if resume_from_checkpoint is True:
+            path, passed_over = checkpoint.last_whole_checkpoint(self.args.output_dir)
+            for reason in passed_over:
+                logger.warning("not resuming from a checkpoint that is not whole: %s", reason)
+            if path is None:
+                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint")
+            resume_from_checkpoint = str(path)
+        elif resume_from_checkpoint:
+            checkpoint.check_whole(resume_from_checkpoint)
+        self._resumed_from = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Not Trainer's own loading: model.safetensors holds thresholded weights, partly under other names.
+        checkpoint.load_native_state(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        logger.info("loading the best model from %s", self.state.best_model_checkpoint)
+        checkpoint.load_native_state(self.model, self.state.best_model_checkpoint)
+
+
+class _LossAcrossResume(TrainerCallback):
+    """Carries the loss summed since the last log over a resume, so that the next log equals the uninterrupted one."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    @staticmethod
+    def _path(trainer: Trainer, directory: str) -> Path:
+        return Path(directory) / f"autosparse_loss_{trainer.args.process_index}.json"
+
+    @classmethod
+    def save(cls, trainer: Trainer, directory: str) -> None:
+        loss = {"loss": trainer._tr_loss.item(), "since_step": trainer._globalstep_last_logged}
+        cls._path(trainer, directory).write_text(json.dumps(loss))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self._trainer
+        if state.global_step == 0 or trainer._resumed_from is None:
+            return
+        loss = json.loads(self._path(trainer, trainer._resumed_from).read_text())
+        trainer._tr_loss += loss["loss"]
+        trainer._globalstep_last_logged = loss["since_step"]
+        trainer._total_loss_scalar -= loss["loss"]  # train_loss is the mean over this call's steps only
+
+
+class AutoSparseTrainer(AutoSparseMixin, Trainer):
+    """`AutoSparseTrainer(model, args, sparse_config)`; everything else of Trainer by keyword."""
+
+
+class AutoSparseSeq2SeqTrainer(AutoSparseMixin, Seq2SeqTrainer):
+    """`AutoSparseSeq2SeqTrainer(model, args, sparse_config)`; everything else of Seq2SeqTrainer by keyword."""
