@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from .methods import Progress
 from .sparsify import record_of, sparse_layers
@@ -31,7 +32,7 @@ class AutoSparseCallback(TrainerCallback):
         record = record_of(model)
         if not sparse_layers(model):
             raise ValueError(f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training")
-        if hasattr(train_dataloader, "__len__"):
+        if has_length(train_dataloader):
             steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
             self._epochs = state.max_steps / max(1, steps_per_epoch)
         else:

@@ -58,16 +58,16 @@ def _unsupported(module: nn.Module) -> str | None:
     """Why a module that is no candidate stays dense, or None where it holds no weight matrix of its own."""
     if isinstance(module, SparseLayer):
         raise ValueError("the model is already sparse: call finalize(model) first, or use it as it is")
+    kind = type(module).__name__
+    for base in (nn.Linear, nn.Conv2d):
+        if isinstance(module, base):
+            return f"{kind} is a subclass of nn.{base.__name__} with its own forward or weight"
     if not any(p.dim() >= 2 for p in module.parameters(recurse=False)):
         return None
-    kind = type(module).__name__
     if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, nn.MultiheadAttention):
         return "nn.MultiheadAttention uses its weights without calling a layer"
-    for base in (nn.Linear, nn.Conv2d):
-        if isinstance(module, base):
-            return f"{kind} is a subclass of nn.{base.__name__} with its own forward or weight"
     if any(p.dim() >= 3 for p in module.parameters(recurse=False)) and not isinstance(module, nn.modules.conv._ConvNd):
         return f"{kind} holds stacked weights (such as a mixture's experts), not layers"
     return f"{kind} is no nn.Linear, nn.Conv2d or Conv1D"

@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerCallback
 from . import checkpoint
 from .callbacks import AutoSparseCallback
 from .config import AutoSparseConfig
+from .layers import SparseLayer
 from .sparsify import (
     deployable_state_dict,
     folded,
@@ -146,7 +147,11 @@ class AutoSparseMixin:
 
             return hook
 
-        handles = [m.register_forward_hook(watch(n)) for n, m in self.model.named_modules() if not list(m.children())]
+        handles = [
+            module.register_forward_hook(watch(name))
+            for name, module in self.model.named_modules()
+            if isinstance(module, SparseLayer) or not list(module.children())
+        ]
         try:
             self.model(**self._prepare_inputs(inputs))
         finally:

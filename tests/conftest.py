@@ -1,0 +1,17 @@
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `tiny`
+transformers.logging.set_verbosity_warning()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data that lies beside the repository on the developers' machines."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs the real data in ../shared/data, which is not part of the repository")
+    return path
