@@ -31,7 +31,9 @@ class AutoSparseCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         record = record_of(model)
         if not sparse_layers(model):
-            raise ValueError(f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training")
+            raise ValueError(
+                f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training"
+            )
         if has_length(train_dataloader):
             steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
             self._epochs = state.max_steps / max(1, steps_per_epoch)

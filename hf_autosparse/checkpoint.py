@@ -48,7 +48,9 @@ def load_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
     try:
         load_model(model, str(path), strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model; was it trained with another sparse_config? {error}") from error
+        raise ValueError(
+            f"{path} does not fit the model; was it trained with another sparse_config? {error}"
+        ) from error
 
 
 def invalidate(directory: str | os.PathLike) -> None:
@@ -89,7 +91,9 @@ def check_whole(directory: str | os.PathLike) -> None:
         path = directory / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
-            raise IncompleteCheckpointError(f"{path} has {found} bytes, its manifest says {size}: not a whole checkpoint")
+            raise IncompleteCheckpointError(
+                f"{path} has {found} bytes, its manifest says {size}: not a whole checkpoint"
+            )
     try:
         json.loads((directory / TRAINER_STATE).read_text())
     except (OSError, ValueError) as error:
@@ -98,7 +102,9 @@ def check_whole(directory: str | os.PathLike) -> None:
 
 def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """The newest whole `checkpoint-*` of a run (None if there is none), and why each newer one was passed over."""
-    found = [(int(m[1]), p) for p in Path(run_directory).glob("checkpoint-*") if (m := _CHECKPOINT_NAME.fullmatch(p.name))]
+    found = [
+        (int(m[1]), p) for p in Path(run_directory).glob("checkpoint-*") if (m := _CHECKPOINT_NAME.fullmatch(p.name))
+    ]
     passed_over = []
     for _, path in sorted(found, reverse=True):
         try:

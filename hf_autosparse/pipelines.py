@@ -1,10 +1,12 @@
-"""`pipeline("translation", model=folder)`, which transformers dropped in version 5. Importing this module brings it back.
+"""`pipeline("translation", model=folder)`: importing this module brings back the task that transformers 5 dropped.
 
-import hf_autosparse.pipelines
-from transformers import pipeline
+    import hf_autosparse.pipelines
+    from transformers import pipeline
 
-translator = pipeline("translation", model="runs/en-de")
-translator("A man reads a book.", num_beams=4)  # [{"translation_text": "..."}]
+    translator = pipeline("translation", model="runs/en-de")
+    translator("A man reads a book.", num_beams=4)  # [{"translation_text": "..."}]
+
+`TranslationPipeline(model=model, tokenizer=tokenizer)` is the same without the name.
 """
 
 from typing import Any
@@ -63,8 +65,8 @@ class TranslationPipeline(Pipeline):
 def register_translation_pipeline() -> None:
     """Register `TranslationPipeline` under "translation".
 
-    Transformers 5.17 does not know the task, and registering it is enough. Since 5.20 `pipeline` also refuses the names
-    in its table `REMOVED_TASKS` before it looks at the registered ones, so "translation" is taken off that table.
+    Transformers up to 5.18 only lack the task, and registering it is enough. From 5.19 `pipeline` refuses the names in
+    its table `REMOVED_TASKS` before it looks at the registered ones, so "translation" is taken off that table too.
 
     Raises:
         RuntimeError: this version of transformers refuses the task all the same; the message names the way round.

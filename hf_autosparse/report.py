@@ -50,7 +50,9 @@ class SparsityReport:
         }
 
     def __str__(self) -> str:
-        table = Table(title=f"sparsity {self.sparsity:.2%} of {self.weights:,} weights in {len(self.layers)} sparse layers")
+        table = Table(
+            title=f"sparsity {self.sparsity:.2%} of {self.weights:,} weights in {len(self.layers)} sparse layers"
+        )
         table.add_column("layer", overflow="fold")
         for header in ("shape", "sparsity", "threshold"):
             table.add_column(header, justify="right", no_wrap=True)

@@ -183,5 +183,3 @@ def _check_patterns(field_name: str, patterns: list[str], candidates: dict[str, 
         endings = {".".join(n.split(".")[i:]) for n in candidates for i in range(n.count(".") + 1)}
         near = difflib.get_close_matches(pattern, sorted(endings), n=5, cutoff=0.5) or sorted(candidates)[:5]
         raise ValueError(f"AutoSparseConfig.{field_name} pattern {pattern!r} matches no layer. Near names: {near}")
-
-

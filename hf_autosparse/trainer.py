@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Seq2SeqTrainer, Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_callback import TrainerCallback
 
 from . import checkpoint
@@ -56,9 +56,12 @@ class AutoSparseMixin:
             model = self._sparsified(model)
         super().__init__(model, args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported")
+            raise ValueError(
+                "AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported"
+            )
         # The loss is normalised in compute_loss: some models of transformers ignore num_items_in_batch.
         self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = _shifts_labels(self.model)
         self.add_callback(AutoSparseCallback())
         self.add_callback(_LossAcrossResume(self))
 
@@ -115,7 +118,9 @@ class AutoSparseMixin:
         own_loss = self.label_smoother is None and self.compute_loss_func is None
         if not own_loss or num_items_in_batch is None or self.args.n_gpu > 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        labels = inputs["labels"]
+        if self._loss_shifts_labels:
+            labels = labels[..., 1:]
         share = labels.ne(-100).sum() / num_items_in_batch
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # DDP averages the gradients of the processes
@@ -199,7 +204,12 @@ class AutoSparseMixin:
         for callback in self.callback_handler.callbacks:
             if not isinstance(callback, (PrinterCallback, ProgressCallback)):
                 callback.on_log(
-                    self.args, self.state, self.control, logs=logs, model=self.model, processing_class=self.processing_class
+                    self.args,
+                    self.state,
+                    self.control,
+                    logs=logs,
+                    model=self.model,
+                    processing_class=self.processing_class,
                 )
 
     # ---- Evaluation ----
@@ -255,6 +265,14 @@ class AutoSparseMixin:
     def _load_best_model(self) -> None:
         logger.info("loading the best model from %s", self.state.best_model_checkpoint)
         checkpoint.load_native_state(self.model, self.state.best_model_checkpoint)
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    """Whether the model's loss skips the first label. Trainer's own answer is wrong where the class name tells nothing
+    of the loss (GPT2LMHeadModel), and it would then count one token too many per sequence."""
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        return False
+    return model.loss_function is ForCausalLMLoss
 
 
 class _LossAcrossResume(TrainerCallback):

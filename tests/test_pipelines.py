@@ -47,7 +47,10 @@ def folder(tmp_path_factory):
         decoder_start_token_id=2,
     )
     path = tmp_path_factory.mktemp("model")
-    M2M100ForConditionalGeneration(config).save_pretrained(path)
+    model = M2M100ForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [0, 1, 3]  # random weights would say little else
+    model.generation_config.min_new_tokens = 3
+    model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

@@ -31,7 +31,9 @@ class Blocks(nn.Module):
     def __init__(self, count=3):
         super().__init__()
         self.embed = nn.Embedding(10, 4)
-        self.layers = nn.ModuleList(nn.ModuleDict({"fc1": nn.Linear(4, 8), "fc2": nn.Linear(8, 4)}) for _ in range(count))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"fc1": nn.Linear(4, 8), "fc2": nn.Linear(8, 4)}) for _ in range(count)
+        )
         self.head = nn.Linear(4, 10)
 
 
@@ -60,7 +62,9 @@ def test_sparse_linear_by_hand():
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 def test_layer_computes_the_dense_layer_with_thresholded_weight(layer, shape, granularity):
     dense = copy.deepcopy(layer)
-    model = sparsify(nn.Sequential(copy.deepcopy(layer)), AutoSparseConfig(first_last="none", threshold_granularity=granularity))
+    model = sparsify(
+        nn.Sequential(copy.deepcopy(layer)), AutoSparseConfig(first_last="none", threshold_granularity=granularity)
+    )
     sparse = model[0]
     dense.weight.data = sparse.sparsifier(sparse.weight).detach()
     x = torch.randn(shape)

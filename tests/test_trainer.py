@@ -5,16 +5,6 @@ import re
 
 import pytest
 import torch
-from tiny import (
-    SPARSE,
-    StopAt,
-    assert_same_state,
-    history,
-    tiny_arguments,
-    tiny_pairs,
-    tiny_trainer,
-    tiny_translator,
-)
 from transformers import AutoModelForSeq2SeqLM, Trainer, TrainerCallback
 
 from hf_autosparse import (
@@ -28,6 +18,16 @@ from hf_autosparse import (
     sparsity,
 )
 from hf_autosparse.sparsify import sparsifier_parameters
+from tiny import (
+    SPARSE,
+    StopAt,
+    assert_same_state,
+    history,
+    tiny_arguments,
+    tiny_pairs,
+    tiny_trainer,
+    tiny_translator,
+)
 
 
 def deployed(directory):
@@ -179,7 +179,9 @@ def test_threshold_lr_of_zero_freezes_them_and_none_follows_the_weights(tmp_path
         trainer = tiny_trainer(tmp_path, config=AutoSparseConfig(**SPARSE, threshold_lr=rate), max_steps=3)
         before = [p.clone() for p in sparsifier_parameters(trainer.model).values()]
         trainer.train()
-        changed = [not torch.equal(a, b) for a, b in zip(before, sparsifier_parameters(trainer.model).values(), strict=True)]
+        changed = [
+            not torch.equal(a, b) for a, b in zip(before, sparsifier_parameters(trainer.model).values(), strict=True)
+        ]
         assert changed == [moves] * len(before)
 
 

@@ -63,7 +63,9 @@ def tiny_arguments(output_dir, **changes) -> Seq2SeqTrainingArguments:
 SPARSE = {"threshold_init": {"sparsity": 0.3}, "alpha_schedule": "linear", "alpha_init": 0.5}
 
 
-def tiny_trainer(output_dir, *, config=None, model=None, callbacks=(), trainer_class=AutoSparseSeq2SeqTrainer, **changes):
+def tiny_trainer(
+    output_dir, *, config=None, model=None, callbacks=(), trainer_class=AutoSparseSeq2SeqTrainer, **changes
+):
     """Ten optimizer steps an epoch, by default."""
     kwargs = {} if "model_init" in changes else {"model": model or tiny_translator()}
     for key in ("model_init", "compute_metrics", "optimizers"):

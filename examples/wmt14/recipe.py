@@ -1,6 +1,7 @@
 """Recipes: YAML files that hold everything a run depends on. One may extend another and override parts of it."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ REQUIRED = SECTIONS - {"sparse"}
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
-    """Read a recipe, what it extends, and `section.key=value` overrides (values in YAML syntax).
+    """Read a recipe, what it extends, and `section.key=value` overrides (numbers, true, false, null, JSON, or text).
 
     `sparse: null` (or no such section) is a dense run.
 
@@ -24,7 +25,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"--set {override!r}: expected section.key=value, such as training.max_steps=100")
-        change: Any = yaml.safe_load(value)
+        change: Any = _value(value)
         for part in reversed(key.split(".")):
             change = {part: change}
         recipe = _merge(recipe, change)
@@ -36,6 +37,14 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: missing section(s) {sorted(missing)}")
     return recipe
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself. Not YAML, which reads `no` as false and `1e-3` as a text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,10 +18,6 @@ import accelerate
 import sacrebleu
 import torch
 import transformers
-from batching import Seq2SeqCollator, TokenBatchMixin
-from data import DataConfig, TokenizedPairs, load_split
-from recipe import load_recipe
-from tokenizer import train_tokenizer
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -30,10 +26,14 @@ from transformers import (
     Seq2SeqTrainingArguments,
     set_seed,
 )
-from translate import translate
 
 import hf_autosparse
+from batching import Seq2SeqCollator, TokenBatchMixin
+from data import DataConfig, TokenizedPairs, load_split
 from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
+from recipe import load_recipe
+from tokenizer import train_tokenizer
+from translate import translate
 
 
 class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):
@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> dict:
     recipe = load_recipe(options.config, options.set)
     output = Path(recipe["output_dir"])
     if not options.resume and any(output.glob("checkpoint-*")):
-        raise SystemExit(f"{output} holds checkpoints of an earlier run: give --resume, or another --set output_dir=...")
+        raise SystemExit(
+            f"{output} holds checkpoints of an earlier run: give --resume, or another --set output_dir=..."
+        )
     arguments = Seq2SeqTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"])
 
     # Data: the main process prepares tokenizer and token files, the others then read the same ones.
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
         "steps": trainer.state.global_step,
     }
     if trainer.is_world_process_zero():
-        sources, references = load_split(data, "test")
+        sources, references = load_split(data, "test").columns()
         start = time.perf_counter()
         hypotheses = translate(model.eval(), tokenizer, sources, **recipe["evaluation"])
         metric = sacrebleu.BLEU()
@@ -138,8 +140,7 @@ def load_or_train_tokenizer(data: DataConfig, output: Path, vocab_size: int):
     """The tokenizer saved in `output`, else one trained on both sides of the training data and saved there."""
     if (output / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(output)
-    sources, targets = load_split(data, "train")
-    tokenizer = train_tokenizer((text for side in (sources, targets) for text in side), vocab_size)
+    tokenizer = train_tokenizer(load_split(data, "train").texts(), vocab_size)
     tokenizer.save_pretrained(output)
     return tokenizer
 

@@ -1,0 +1,46 @@
+"""Run under torchrun by test_distributed.py: train a tiny model on this process's share, save what rank 0 has."""
+
+import json
+import sys
+
+import torch
+
+from hf_autosparse import AutoSparseConfig, AutoSparseTrainer
+from tiny import SPARSE, StopAt, history, tiny_arguments, tiny_pairs, tiny_translator
+
+
+def run(output_dir: str, batch: int, stop: int | None, resume: bool) -> AutoSparseTrainer:
+    model = tiny_translator()
+    for module in model.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0  # processes draw different dropout masks
+    trainer = AutoSparseTrainer(
+        model,
+        tiny_arguments(
+            output_dir,
+            per_device_train_batch_size=batch,
+            logging_steps=1,
+            max_steps=12,
+            learning_rate=0.1,
+            optim="sgd",
+            save_strategy="steps",
+            save_steps=5,
+            ddp_find_unused_parameters=False,
+        ),
+        AutoSparseConfig(**(SPARSE | {"max_layer_sparsity": 0.35, "threshold_weight_decay": 1.0})),
+        train_dataset=tiny_pairs(40),
+        callbacks=[StopAt(stop)] if stop else [],
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
+if __name__ == "__main__":
+    output, batch, stop, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
+    torch.set_num_threads(1)
+    trainer = run(output, batch, stop or None, resume)
+    trainer.save_model(output + "/final")
+    if trainer.is_world_process_zero():
+        torch.save(trainer.model.state_dict(), output + "/state.pt")
+        with open(output + "/history.json", "w") as file:
+            json.dump({"world": trainer.args.world_size, "log": history(trainer)}, file)

@@ -1,0 +1,97 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_autosparse
+
+PACKAGE = Path(hf_autosparse.__file__).parent
+
+# What a module may import: only modules of a lower level (docs/design.md).
+LEVELS = {
+    "schedules": 0,
+    "functional": 0,
+    "methods": 1,
+    "config": 2,
+    "layers": 2,
+    "layers_conv1d": 3,
+    "selection": 3,
+    "sparsify": 4,
+    "report": 5,
+    "checkpoint": 5,
+    "metrics": 5,
+    "pipelines": 5,
+    "callbacks": 6,
+    "trainer": 7,
+    "__init__": 8,
+}
+TORCH_ONLY = {"schedules", "functional", "methods", "config", "layers", "selection", "sparsify"}
+
+
+def imports(path: Path):
+    """(package-relative module name, or absolute top-level name) of every import outside functions."""
+    tree = ast.parse(path.read_text())
+    deferred = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        or (isinstance(function, ast.If) and "TYPE_CHECKING" in ast.unparse(function.test))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if id(node) in deferred:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            inside_methods = path.parent.name == "methods"
+            if node.level == 0:
+                yield node.module.split(".")[0]
+            elif node.module is None:
+                yield from ("." + alias.name for alias in node.names)
+            elif node.level == 1 and inside_methods:
+                yield ".methods"
+            else:
+                yield "." + node.module.split(".")[0]
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py"))
+
+
+def level_name(path: Path) -> str:
+    return "methods" if path.parent.name == "methods" else path.stem
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_run_one_way(path):
+    own = level_name(path)
+    assert own in LEVELS, f"give {path.name} a level"
+    for name in imports(path):
+        if name.startswith("."):
+            target = name[1:]
+            assert target == own == "methods" or LEVELS[target] < LEVELS[own], f"{own} imports {target}"
+        elif own in TORCH_ONLY:
+            assert name == "torch" or name in sys.stdlib_module_names, f"{own} imports {name}"
+
+
+def test_import_is_lean():
+    """No transformers, no CUDA initialisation, no compiler; the trainer comes at first use."""
+    program = """
+import sys, torch
+import hf_autosparse
+heavy = {"transformers", "datasets", "accelerate", "evaluate", "rich", "triton", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+assert not torch.cuda.is_initialized()
+assert "torch._inductor" not in sys.modules
+assert set(hf_autosparse.__all__) <= {n for n in hf_autosparse.__all__ if getattr(hf_autosparse, n) is not None}
+assert "transformers" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hf_autosparse.nothing  # noqa: B018
