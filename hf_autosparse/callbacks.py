@@ -41,7 +41,8 @@ class AutoSparseCallback(TrainerCallback):
             self._epochs = 1.0  # Trainer counts a data set without a length as one epoch of max_steps steps
             if record.config.alpha_update == "epoch" and record.config.alpha_schedule != "fixed":
                 raise ValueError(
-                    "alpha_update='epoch' needs a training set with a length, this one has none: use alpha_update='step'"
+                    "alpha_update='epoch' needs a training set with a length, and this one has none:"
+                    " use alpha_update='step'"
                 )
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):

@@ -29,7 +29,8 @@ class Record:
 def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
     """Make the layers that `config` selects sparse, in place, and return the model.
 
-    Create the optimizer afterwards: the layers gain parameters. `sparsity_report(model)` shows what was left dense and why.
+    Create the optimizer afterwards: the layers gain parameters. `sparsity_report(model)` shows what was left dense,
+    and why.
 
     Raises:
         ValueError: the model is already sparse, a pattern matches nothing, or no layer is left.

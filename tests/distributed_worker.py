@@ -35,12 +35,14 @@ def run(output_dir: str, batch: int, stop: int | None, resume: bool) -> AutoSpar
     return trainer
 
 
-if __name__ == "__main__":
-    output, batch, stop, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
-    torch.set_num_threads(1)
-    trainer = run(output, batch, stop or None, resume)
+def record(trainer: AutoSparseTrainer, output: str) -> None:
     trainer.save_model(output + "/final")
     if trainer.is_world_process_zero():
         torch.save(trainer.model.state_dict(), output + "/state.pt")
         with open(output + "/history.json", "w") as file:
             json.dump({"world": trainer.args.world_size, "log": history(trainer)}, file)
+
+
+if __name__ == "__main__":
+    output, batch, stop, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
+    record(run(output, batch, stop or None, resume), output)

@@ -77,21 +77,35 @@ def assert_close_states(a, b):
         torch.testing.assert_close(a[name], b[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def launch(output: Path, processes: int) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+def test_two_processes_equal_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
-    program = [str(HERE / "test_architectures.py"), str(output), str(8 // processes)]
+    program = [str(HERE / "test_architectures.py"), str(tmp_path / "two"), "4"]
     result = subprocess.run(command + program, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads((output / "losses.json").read_text())
-
-
-def test_two_processes_equal_one(tmp_path):
-    one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2)
+    train_all(tmp_path / "one", batch=8)
+    one, two = (json.loads((tmp_path / run / "losses.json").read_text()) for run in ("one", "two"))
     for architecture in without_batch_norm:
         name = architecture.name
         assert one[name] == pytest.approx(two[name], rel=1e-4), name
         assert_close_states(*(torch.load(tmp_path / run / f"{name}.pt") for run in ("one", "two")))
+
+
+def train_all(output: Path, batch: int) -> None:
+    losses = {}
+    for architecture in without_batch_norm:
+        trainer = train(
+            architecture,
+            output / architecture.name,
+            per_device_train_batch_size=batch,
+            logging_steps=1,
+            save_strategy="no",
+        )
+        losses[architecture.name] = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+        if trainer.is_world_process_zero():
+            torch.save(trainer.model.state_dict(), output / f"{architecture.name}.pt")
+    if trainer.is_world_process_zero():
+        (output / "losses.json").write_text(json.dumps(losses))
 
 
 @pytest.mark.parametrize(
@@ -117,20 +131,5 @@ def test_which_layers_are_left_dense(name, dense, sparse_count):
         assert len(sparse_layers(model)) == sparse_count, [row.name for row in report.layers]
 
 
-if __name__ == "__main__":  # what `launch` runs in every process
-    output, batch = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    losses = {}
-    for architecture in without_batch_norm:
-        trainer = train(
-            architecture,
-            output / architecture.name,
-            per_device_train_batch_size=batch,
-            logging_steps=1,
-            save_strategy="no",
-        )
-        losses[architecture.name] = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-        if trainer.is_world_process_zero():
-            torch.save(trainer.model.state_dict(), output / f"{architecture.name}.pt")
-    if trainer.is_world_process_zero():
-        (output / "losses.json").write_text(json.dumps(losses))
+if __name__ == "__main__":  # what the test above runs in each of two processes
+    train_all(Path(sys.argv[1]), batch=int(sys.argv[2]))

@@ -1,8 +1,6 @@
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_autosparse import AutoSparseConfig
 from hf_autosparse.checkpoint import (
     MANIFEST,
     NATIVE_STATE,
@@ -72,8 +71,6 @@ def test_no_whole_checkpoint(tmp_path):
 
 
 def test_other_sparse_config_is_refused(run):
-    from hf_autosparse import AutoSparseConfig
-
     trainer = tiny_trainer(run, config=AutoSparseConfig(dense_modules=["fc1"]))
     with pytest.raises(ValueError, match="another sparse_config"):
         trainer.train(resume_from_checkpoint=True)
@@ -127,29 +124,26 @@ def test_publish_replaces_a_model_and_leaves_strangers_alone(tmp_path):
     assert published(tmp_path, one) == one | {"README.md": "mine"}
 
 
-TRAIN_FOREVER = """
-import sys
-sys.path[:0] = [{tests!r}]
-from tiny import tiny_trainer
-trainer = tiny_trainer({out!r}, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=100000)
-print("ready", flush=True)
-trainer.train(resume_from_checkpoint={resume})
-"""
+def train_forever(directory: str, resume: bool) -> None:
+    trainer = tiny_trainer(directory, save_strategy="steps", save_steps=1, save_total_limit=2, max_steps=100_000)
+    trainer.train(resume_from_checkpoint=resume or None)
 
 
 def test_kill_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path):
-    """A run that saves at every step is killed ten times, at moments spread over a save, and resumed each time."""
+    """A run that saves at every step is killed eight times, at moments spread over a save, and resumed each time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])  # imports torch and transformers once, not in every process
     step = 0
-    for attempt in range(10):
-        program = TRAIN_FOREVER.format(tests=str(Path(__file__).parent), out=str(tmp_path), resume=attempt > 0)
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        deadline = time.monotonic() + 60
-        while newest_step(tmp_path) <= step + 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(attempt * 0.004)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for attempt in range(8):
+        process = context.Process(target=train_forever, args=(str(tmp_path), attempt > 0))
+        process.start()
+        deadline = time.monotonic() + 120
+        while newest_step(tmp_path) < step + 3 and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(attempt * 0.005)
+        process.kill()
+        process.join()
+        assert newest_step(tmp_path) >= step + 3, "the run did not get going"
         path, _ = last_whole_checkpoint(tmp_path)
         found = int(path.name.split("-")[1])
         assert found > step, "progress was lost"

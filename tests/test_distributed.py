@@ -8,23 +8,30 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+import distributed_worker
+
 HERE = Path(__file__).parent
 
 
-def launch(output: Path, processes: int, batch: int, stop: int = 0, resume: str = "fresh"):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+def launch(output: Path, batch: int, stop: int = 0, resume: str = "fresh"):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += [str(HERE / "distributed_worker.py"), str(output), str(batch), str(stop), resume]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+    return recorded(output, processes=2)
+
+
+def recorded(output: Path, processes: int):
     report = json.loads((output / "history.json").read_text())
     assert report["world"] == processes
     return torch.load(output / "state.pt"), report["log"][:-1]  # the last entry sums up the call
 
 
 def test_two_processes_equal_one_and_resume_exactly(tmp_path):
-    one, log_one = launch(tmp_path / "one", processes=1, batch=8)
-    two, log_two = launch(tmp_path / "two", processes=2, batch=4)
+    distributed_worker.record(distributed_worker.run(str(tmp_path / "one"), 8, None, False), str(tmp_path / "one"))
+    one, log_one = recorded(tmp_path / "one", processes=1)
+    two, log_two = launch(tmp_path / "two", batch=4)
     assert [e["step"] for e in log_two] == list(range(1, 13))
     for a, b in zip(log_one, log_two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
@@ -34,8 +41,8 @@ def test_two_processes_equal_one_and_resume_exactly(tmp_path):
         torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     assert log_one[-1]["layers_at_guard"] > 0  # the guard acted, and alike
 
-    launch(tmp_path / "killed", processes=2, batch=4, stop=5)
-    resumed, log_resumed = launch(tmp_path / "killed", processes=2, batch=4, resume="resume")
+    launch(tmp_path / "killed", batch=4, stop=5)
+    resumed, log_resumed = launch(tmp_path / "killed", batch=4, resume="resume")
     assert log_resumed == log_two
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in two.items())
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "two" / "final")
