@@ -13,11 +13,13 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import sacrebleu
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -44,14 +46,23 @@ class SparseTrainer(AutoSparseMixin, DenseTrainer):
     """The same, sparse: the mixin is all it takes."""
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     recipe = load_recipe(options.config, options.set)
+    result = train(recipe, resume=options.resume)
+    if PartialState().is_main_process:
+        print(json.dumps({"recipe": options.config, "set": options.set} | result, indent=2))
+
+
+def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
+    """Train by a recipe, save the model and its translation of the test set, and return the figures.
+
+    Raises:
+        FileExistsError: `output_dir` holds an earlier run, and `resume` is False.
+    """
     output = Path(recipe["output_dir"])
-    if not options.resume and any(output.glob("checkpoint-*")):
-        raise SystemExit(
-            f"{output} holds checkpoints of an earlier run: give --resume, or another --set output_dir=..."
-        )
+    if not resume and (any(output.glob("checkpoint-*")) or (output / "result.json").exists()):
+        raise FileExistsError(f"{output} holds an earlier run: give --resume, or another --set output_dir=...")
     arguments = Seq2SeqTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"])
 
     # Data: the main process prepares tokenizer and token files, the others then read the same ones.
@@ -59,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict:
     with arguments.main_process_first(local=False, desc="preparing the data"):
         tokenizer = load_or_train_tokenizer(data, output, **recipe["tokenizer"])
         splits = {
-            split: TokenizedPairs.build(load_split(data, split), tokenizer, output / "data" / split, data.max_length)
+            split: TokenizedPairs.build(load_split(data, split), tokenizer, output / "_tokens" / split, data.max_length)
             for split in ("train", "validation")
         }
 
@@ -76,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
     )
 
-    # Training.
+    # Training. Tokens are those of both sides, without padding; the time includes evaluation and saving.
     sparse = recipe.get("sparse")
     shared = {
         "max_tokens": recipe["max_tokens"],
@@ -90,13 +101,13 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         trainer = SparseTrainer(model, arguments, AutoSparseConfig(**sparse), **shared)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=options.resume or None)
+    trainer.train(resume_from_checkpoint=resume or None)
     seconds = time.perf_counter() - start
     trainer.save_model()
 
     # Result: the model that was saved, on the test set.
     model = trainer.accelerator.unwrap_model(trainer.model)
-    result = {"recipe": options.config, "set": options.set, "seed": recipe["seed"], "sparse": sparse}
+    result: dict[str, Any] = {"seed": recipe["seed"], "sparse": sparse}
     if sparse is not None:
         report = sparsity_report(model)
         result |= {"sparsity": report.sparsity, "sparse_weights": report.weights}
@@ -123,7 +134,6 @@ def main(argv: list[str] | None = None) -> dict:
         }
         (output / "hypotheses.txt").write_text("\n".join(h.replace("\n", " ") for h in hypotheses) + "\n")
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(json.dumps(result, indent=2))
     trainer.accelerator.wait_for_everyone()
     return result
 

@@ -47,8 +47,8 @@ class AutoSparse(Sparsifier):
         value = threshold_for_sparsity(self._rows(weight), sparsity)
         if not bool(((value > 0) & (value < 1)).all()):
             raise ValueError(
-                f"no threshold in (0, 1) prunes {sparsity:.1%} of a weight of shape {tuple(weight.shape)} with magnitudes"
-                f" in [{weight.abs().min().item():.3g}, {weight.abs().max().item():.3g}], and T = sigmoid(s) lies there:"
+                f"no threshold in (0, 1) prunes {sparsity:.1%} of a weight of shape {tuple(weight.shape)} with"
+                f" magnitudes in [{weight.abs().min().item():.3g}, {weight.abs().max().item():.3g}]:"
                 " rescale the weight, list the layer in dense_modules, or give threshold_init a number"
             )
         return torch.logit(value)
