@@ -22,11 +22,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE] + [str(HERE)]
 
 from accelerate import PartialState  # noqa: E402
-from accelerate.utils import gather_object  # noqa: E402
 from sacrebleu.metrics import CHRF  # noqa: E402
 
 from hf_autosparse.metrics import CompoundSplitBleu, SacreBleu  # noqa: E402
-from translate import load, one_line, split_lines, translate  # noqa: E402
+from translate import load, split_lines, translate_shared  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
@@ -43,7 +42,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     if options.hypotheses:
         hypotheses = files[options.hypotheses]
     else:
-        hypotheses = translate_shared(files[options.source], options, state)
+        hypotheses = translate_shared(
+            *load(options.model),
+            files[options.source],
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            max_tokens_per_batch=options.max_tokens_per_batch,
+            batch_size=options.batch_size,
+        )
     state.destroy_process_group()
     if not state.is_main_process:
         return None
@@ -76,25 +82,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be at least 1, got {options.limit}")
     return options
-
-
-def translate_shared(sources: Sequence[str], options: argparse.Namespace, state: PartialState) -> list[str]:
-    """All translations, on every process; each has translated every n-th sentence."""
-    model, tokenizer = load(options.model)
-    share = translate(
-        model,
-        tokenizer,
-        sources[state.process_index :: state.num_processes],
-        num_beams=options.num_beams,
-        length_penalty=options.length_penalty,
-        max_tokens_per_batch=options.max_tokens_per_batch,
-        batch_size=options.batch_size,
-        progress=state.is_main_process,
-    )
-    hypotheses = [""] * len(sources)
-    for rank, translations in enumerate(gather_object([share])):
-        hypotheses[rank :: state.num_processes] = map(one_line, translations)
-    return hypotheses
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

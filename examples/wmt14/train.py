@@ -35,7 +35,7 @@ from data import DataConfig, TokenizedPairs, load_split
 from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
 from recipe import load_recipe
 from tokenizer import train_tokenizer
-from translate import translate
+from translate import translate_shared
 
 
 class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):
@@ -68,7 +68,9 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     # Data: the main process prepares tokenizer and token files, the others then read the same ones.
     data = DataConfig(**recipe["data"])
     with arguments.main_process_first(local=False, desc="preparing the data"):
-        tokenizer = load_or_train_tokenizer(data, output, **recipe["tokenizer"])
+        if not resume and arguments.process_index == 0:
+            train_tokenizer(load_split(data, "train").texts(), **recipe["tokenizer"]).save_pretrained(output)
+        tokenizer = AutoTokenizer.from_pretrained(output)
         splits = {
             split: TokenizedPairs.build(load_split(data, split), tokenizer, output / "_tokens" / split, data.max_length)
             for split in ("train", "validation")
@@ -100,9 +102,7 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         trainer = DenseTrainer(model, arguments, **shared)
     else:
         trainer = SparseTrainer(model, arguments, AutoSparseConfig(**sparse), **shared)
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume or None)
-    seconds = time.perf_counter() - start
+    speed = trainer.train(resume_from_checkpoint=resume or None).metrics
     trainer.save_model()
 
     # Result: the model that was saved, on the test set.
@@ -112,29 +112,28 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         report = sparsity_report(model)
         result |= {"sparsity": report.sparsity, "sparse_weights": report.weights}
         finalize(model)
-    tokens = int(splits["train"].source_lengths.sum() + splits["train"].target_lengths.sum())
+    tokens_per_epoch = int(splits["train"].source_lengths.sum() + splits["train"].target_lengths.sum())
+    tokens_per_step = tokens_per_epoch * trainer.state.epoch / trainer.state.global_step
     result |= {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "train_tokens_per_second": tokens * trainer.state.epoch / seconds,
-        "train_seconds": seconds,
+        "train_tokens_per_second": tokens_per_step * speed["train_steps_per_second"],
+        "train_seconds": speed["train_runtime"],
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
     }
+    sources, references = load_split(data, "test").columns()
+    start = time.perf_counter()
+    hypotheses = translate_shared(model, tokenizer, sources, **recipe["evaluation"])
+    metric = sacrebleu.BLEU()
+    result |= {
+        "bleu": metric.corpus_score(hypotheses, [references]).score,
+        "bleu_signature": str(metric.get_signature()),
+        "translate_seconds": time.perf_counter() - start,
+        "environment": environment(),
+    }
     if trainer.is_world_process_zero():
-        sources, references = load_split(data, "test").columns()
-        start = time.perf_counter()
-        hypotheses = translate(model.eval(), tokenizer, sources, **recipe["evaluation"])
-        metric = sacrebleu.BLEU()
-        score = metric.corpus_score(hypotheses, [references])
-        result |= {
-            "bleu": score.score,
-            "bleu_signature": str(metric.get_signature()),
-            "translate_seconds": time.perf_counter() - start,
-            "environment": environment(),
-        }
-        (output / "hypotheses.txt").write_text("\n".join(h.replace("\n", " ") for h in hypotheses) + "\n")
+        (output / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses))
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -144,15 +143,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in output_dir")
     return parser.parse_args(argv)
-
-
-def load_or_train_tokenizer(data: DataConfig, output: Path, vocab_size: int):
-    """The tokenizer saved in `output`, else one trained on both sides of the training data and saved there."""
-    if (output / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(output)
-    tokenizer = train_tokenizer(load_split(data, "train").texts(), vocab_size)
-    tokenizer.save_pretrained(output)
-    return tokenizer
 
 
 def environment() -> dict[str, str]:

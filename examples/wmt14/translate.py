@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,6 +81,23 @@ def translate(
                 bar.update(len(indices))
     finally:
         model.train(was_training)
+    return translations
+
+
+def translate_shared(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], **options
+) -> list[str]:
+    """`translate` by all processes together: each takes every n-th sentence, and all get all translations.
+
+    Translations are single lines, fit for a file. `options` are those of `translate`.
+    """
+    state = PartialState()
+    rank, processes = state.process_index, state.num_processes
+    options = {"progress": state.is_main_process} | options
+    share = translate(model, tokenizer, sentences[rank::processes], **options)
+    translations = [""] * len(sentences)
+    for index, part in enumerate(gather_object([share])):
+        translations[index::processes] = map(one_line, part)
     return translations
 
 
