@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from .layers import SparseLayer
 from .methods import Progress
 from .sparsify import record_of, sparse_layers
 
@@ -25,12 +26,14 @@ class AutoSparseCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        self._layers: dict[str, SparseLayer] = {}
         self._epochs = 1.0
         self._warned: set[str] = set()
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         record = record_of(model)
-        if not sparse_layers(model):
+        self._layers = sparse_layers(model)
+        if not self._layers:
             raise ValueError(
                 f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training"
             )
@@ -47,11 +50,11 @@ class AutoSparseCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         progress = Progress(state.epoch or 0.0, self._epochs, state.global_step, state.max_steps)
-        for layer in sparse_layers(model).values():
+        for layer in self._layers.values():
             layer.sparsifier.anneal(progress)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        for layer in sparse_layers(model).values():
+        for layer in self._layers.values():
             layer.sparsifier.update(layer.weight, state.global_step)
         if state.global_step % GUARD_INTERVAL == 0 or state.global_step == state.max_steps:
             self.guard(model, state.global_step)

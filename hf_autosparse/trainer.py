@@ -59,9 +59,11 @@ class AutoSparseMixin:
             raise ValueError(
                 "AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported"
             )
-        # The loss is normalised in compute_loss: some models of transformers ignore num_items_in_batch.
-        self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = _shifts_labels(self.model)
+        # A compute_loss_func does its own normalisation; DataParallel counts in its own way.
+        self._normalises_loss = self.compute_loss_func is None and self.args.n_gpu <= 1
+        if self._normalises_loss:
+            self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the global batch
+            self._loss_shifts_labels = _shifts_labels(self.model)
         self.add_callback(AutoSparseCallback())
         self.add_callback(_LossAcrossResume(self))
 
@@ -108,15 +110,17 @@ class AutoSparseMixin:
     def _clip_grad_norm(self, model: nn.Module):
         if self.sparse_config.clip_thresholds:
             return super()._clip_grad_norm(model)
-        ids = {id(p) for p in sparsifier_parameters(self.model).values()}
-        weights = [p for p in model.parameters() if id(p) not in ids]
+        weights = [p for name, p in model.named_parameters() if ".sparsifier." not in name]
         return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
 
     # ---- Loss ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        own_loss = self.label_smoother is None and self.compute_loss_func is None
-        if not own_loss or num_items_in_batch is None or self.args.n_gpu > 1:
+        """The mean over the tokens of the global batch: the mean over this micro-batch's, times its share of them.
+
+        Some models ignore num_items_in_batch, so it is never passed on to the model.
+        """
+        if not self._normalises_loss or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         if self._loss_shifts_labels:
@@ -124,7 +128,7 @@ class AutoSparseMixin:
         share = labels.ne(-100).sum() / num_items_in_batch
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes  # DDP averages the gradients of the processes
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)  # the model's mean over its own items
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         loss = loss * share
         return (loss, outputs) if return_outputs else loss
 

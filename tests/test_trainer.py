@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, Trainer, TrainerCallback
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, Trainer, TrainerCallback
 
 from hf_autosparse import (
     AutoSparseCallback,
@@ -20,6 +21,7 @@ from hf_autosparse import (
 from hf_autosparse.sparsify import sparsifier_parameters
 from tiny import (
     SPARSE,
+    VOCABULARY,
     StopAt,
     assert_same_state,
     history,
@@ -433,13 +435,76 @@ def test_resumes_exactly_under(tmp_path, changes):
     assert_same_state(whole.model, resumed.model)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # optuna's own
 def test_hyperparameter_search_sparsifies_each_trial(tmp_path):
-    trainer = tiny_trainer(tmp_path, model_init=tiny_translator, max_steps=2)
-    first = trainer.model
-    trainer.train()
-    assert trainer.model is not first and sparse_layers(trainer.model)
-    thresholds = {id(p) for p in sparsifier_parameters(trainer.model).values()}
-    assert thresholds == {id(p) for p in trainer.optimizer.param_groups[-1]["params"]}
+    pytest.importorskip("optuna")
+    models, thresholds_in_optimizer = [], []
+
+    def model_init():
+        models.append(tiny_translator())
+        return models[-1]
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            group = {id(p) for p in optimizer.param_groups[-1]["params"]}
+            thresholds_in_optimizer.append(group == {id(p) for p in sparsifier_parameters(model).values()})
+
+    trainer = tiny_trainer(
+        tmp_path, model_init=model_init, max_steps=4, eval_strategy="steps", eval_steps=4, callbacks=[Watch()]
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True)},
+        direction="minimize",
+        backend="optuna",
+        n_trials=2,
+    )
+    assert best.hyperparameters.keys() == {"learning_rate"}
+    assert thresholds_in_optimizer == [True, True]
+    assert all(sparse_layers(model) for model in models)
+
+
+class _NoKwargs(torch.nn.Module):
+    """A model of one's own: its forward takes no num_items_in_batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.hidden = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, VOCABULARY)
+        self.config = PretrainedConfig()
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.hidden(self.embed(input_ids)).relu())
+        if labels is None:
+            return {"logits": logits}
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_model_that_is_not_of_transformers(tmp_path, label_smoothing):
+    losses = []
+    for size, steps in ((4, 1), (1, 4)):
+        trainer = AutoSparseTrainer(
+            _NoKwargs(),
+            tiny_arguments(
+                tmp_path,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                logging_steps=1,
+                max_steps=3,
+                label_smoothing_factor=label_smoothing,
+            ),
+            AutoSparseConfig(**SPARSE),
+            train_dataset=tiny_pairs(24),
+        )
+        trainer.train()
+        losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    trainer.save_model(str(tmp_path / "final"))
+    state = load_file(tmp_path / "final" / "model.safetensors")
+    assert state.keys() == _NoKwargs().state_dict().keys()
+    assert torch.equal(state["hidden.weight"], trainer.model.hidden.sparse_weight())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

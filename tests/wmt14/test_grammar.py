@@ -7,34 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from grammar import (
-    ADJECTIVE_LIST,
-    BARE,
-    BE,
-    HELD_OUT,
-    LEXICON,
-    LONGEST,
-    MANY,
-    NO,
-    POSSESSIVES,
-    PRONOUNS,
-    SHORTEST,
-    THE,
-    THESE,
-    VERB_LIST,
-    WHO,
-    A,
-    Clause,
-    Draw,
-    Nominal,
-    Passive,
-    Prepositional,
-    _pronoun_for,
-    _relative_for,
-    _sentence,
-    demo_corpus,
-    generate_pairs,
-)
+from grammar import demo_corpus, generate_pairs
+from grammar.clauses import Clause, Passive
+from grammar.corpus import HELD_OUT, LONGEST, SHORTEST
+from grammar.determiners import BARE, MANY, NO, POSSESSIVES, THE, THESE, A
+from grammar.draw_sentences import Draw
+from grammar.lexicon import ADJECTIVE_LIST, BE, LEXICON, VERB_LIST
+from grammar.phrases import PRONOUNS, WHO, Nominal, Prepositional, pronoun_for, relative_for
+from grammar.sentence import Sentence
 
 NOUN = {noun.en: noun for noun in LEXICON}
 ADJECTIVE = {adjective.en: adjective for adjective in ADJECTIVE_LIST}
@@ -48,7 +28,7 @@ def the(noun, adjective=None, determiner=THE, plural=False, **more) -> Nominal:
 
 
 def say(clause: Clause) -> tuple[str, str]:
-    sentence = _sentence(clause.english(), clause.german(), clause)
+    sentence = Sentence.of(clause.english(), clause.german(), clause)
     return sentence.english, sentence.german
 
 
@@ -164,9 +144,9 @@ def test_orders_of_one_clause():
 
 def test_relative_pronoun_has_the_gender_of_its_noun_and_the_case_of_its_clause():
     dog, woman = the("dog"), the("woman")
-    subject_gap = sees(_relative_for(dog), the("man"))
-    object_gap = sees(the("man"), _relative_for(dog), gap="accusative")
-    dative_gap = Clause(HE, VERB["help", "d"], dative=_relative_for(woman), gap="dative")
+    subject_gap = sees(relative_for(dog), the("man"))
+    object_gap = sees(the("man"), relative_for(dog), gap="accusative")
+    dative_gap = Clause(HE, VERB["help", "d"], dative=relative_for(woman), gap="dative")
     sleeps = VERB["sleep", "i"]
     assert say(Clause(replace(dog, relative=subject_gap), sleeps)) == (
         "The dog that sees the man sleeps.",
@@ -193,7 +173,7 @@ def test_relative_pronoun_has_the_gender_of_its_noun_and_the_case_of_its_clause(
     ],
 )
 def test_pronoun_takes_the_german_gender(noun, plural, english, german):
-    pronoun = _pronoun_for(the(noun, plural=plural))
+    pronoun = pronoun_for(the(noun, plural=plural))
     assert (pronoun.english("A"), pronoun.german("A")) == ([english], [german])
 
 
@@ -273,7 +253,7 @@ def test_no_training_sentence_has_a_held_out_combination():
 def test_active_and_passive_share_their_combination():
     active = sees(the("dog"), the("man"))
     passive = Passive(the("man"), VERB["see", "a"], prepositional=Prepositional("by", "von", "D", the("dog")))
-    relative = sees(the("dog"), _relative_for(the("man")), gap="accusative")
+    relative = sees(the("dog"), relative_for(the("man")), gap="accusative")
     assert active.roles() == passive.roles() == relative.roles() == ["dog see man"]
 
 
