@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up all that they need in .venv; only Python 3.11 to 3.13 and make must be there.
 # Another interpreter: make test PYTHON=python3.12
-# PyPI's torch for Linux carries CUDA (gigabytes). For the small CPU build, before the first make:
-#   export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# PyPI's torch for Linux carries CUDA (gigabytes). For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's own
+# index of CPU wheels before the first make.
 
 PYTHON ?= python3
 VENV ?= .venv
