@@ -23,6 +23,7 @@ from hf_autosparse.checkpoint import (
 )
 from tiny import StopAt, assert_same_state, tiny_trainer
 
+HERE = Path(__file__).parent
 SAVING = {"save_strategy": "steps", "save_steps": 5}
 
 
@@ -129,10 +130,12 @@ def train_forever(directory: str, resume: bool) -> None:
     trainer.train(resume_from_checkpoint=resume or None)
 
 
-def test_kill_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path):
+def test_kill_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
     """A run that saves at every step is killed eight times, at moments spread over a save, and resumed each time."""
+    # The fork server imports torch and transformers once; it gets its path from the environment alone.
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent}")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])  # imports torch and transformers once, not in every process
+    context.set_forkserver_preload(["test_checkpoint"])
     step = 0
     for attempt in range(8):
         process = context.Process(target=train_forever, args=(str(tmp_path), attempt > 0))

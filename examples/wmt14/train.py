@@ -19,7 +19,6 @@ import accelerate
 import sacrebleu
 import torch
 import transformers
-from accelerate import PartialState
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -35,7 +34,7 @@ from data import DataConfig, TokenizedPairs, load_split
 from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
 from recipe import load_recipe
 from tokenizer import train_tokenizer
-from translate import translate_shared
+from translate import processes, translate_shared
 
 
 class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     recipe = load_recipe(options.config, options.set)
     result = train(recipe, resume=options.resume)
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(json.dumps({"recipe": options.config, "set": options.set} | result, indent=2))
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -91,13 +92,13 @@ def translate_shared(
 
     Translations are single lines, fit for a file. `options` are those of `translate`.
     """
-    state = PartialState()
-    rank, processes = state.process_index, state.num_processes
+    state = processes()
+    rank, count = state.process_index, state.num_processes
     options = {"progress": state.is_main_process} | options
-    share = translate(model, tokenizer, sentences[rank::processes], **options)
+    share = translate(model, tokenizer, sentences[rank::count], **options)
     translations = [""] * len(sentences)
     for index, part in enumerate(gather_object([share])):
-        translations[index::processes] = map(one_line, part)
+        translations[index::count] = map(one_line, part)
     return translations
 
 
@@ -113,9 +114,14 @@ def _batches(lengths: Sequence[int], max_tokens: int, max_sentences: int) -> Ite
     yield batch
 
 
+def processes() -> PartialState:
+    """This process among those that were launched. Without `cpu=True`, each on a CPU machine takes itself for alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer saved in a folder, the model on this process's device."""
-    return AutoModelForSeq2SeqLM.from_pretrained(path).to(PartialState().device), AutoTokenizer.from_pretrained(path)
+    return AutoModelForSeq2SeqLM.from_pretrained(path).to(processes().device), AutoTokenizer.from_pretrained(path)
 
 
 def split_lines(text: str) -> list[str]:

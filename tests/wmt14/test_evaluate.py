@@ -139,7 +139,7 @@ def test_two_processes_give_the_result_of_one(folder, files, tmp_path, capsys):
     ]  # the length limit is a batch's: keep batches equal
     wmt14_evaluate.main([*arguments, str(tmp_path / "one")])
     expected = capsys.readouterr().out
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     two = subprocess.run([*launch, str(SCRIPT), *arguments, str(tmp_path / "two")], capture_output=True, text=True)
     assert two.returncode == 0, two.stderr
