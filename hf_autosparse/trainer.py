@@ -52,6 +52,8 @@ class AutoSparseMixin:
         **kwargs: Any,
     ):
         self.sparse_config = sparse_config
+        if isinstance(model, str):
+            raise TypeError(f"model = {model!r}: load it first (from_pretrained), AutoSparse trainers take a module")
         if model is not None:
             model = self._sparsified(model)
         super().__init__(model, args, **kwargs)
@@ -298,7 +300,13 @@ class _LossAcrossResume(TrainerCallback):
         trainer = self._trainer
         if state.global_step == 0 or trainer._resumed_from is None:
             return
-        loss = json.loads(self._path(trainer, trainer._resumed_from).read_text())
+        path = self._path(trainer, trainer._resumed_from)
+        if not path.is_file():  # there were fewer processes then; an exact continuation is not possible anyway
+            logger.warning(
+                "%s is missing: the next logged loss is the mean since the resume, not since the last log", path
+            )
+            return
+        loss = json.loads(path.read_text())
         trainer._tr_loss += loss["loss"]
         trainer._globalstep_last_logged = loss["since_step"]
         trainer._total_loss_scalar -= loss["loss"]  # train_loss is the mean over this call's steps only

@@ -77,6 +77,19 @@ def test_other_sparse_config_is_refused(run):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_resuming_with_more_processes_than_were_saved_warns(run, caplog):
+    """The later processes have no file of the loss since the last log."""
+    manifest = run / "checkpoint-10" / MANIFEST
+    content = json.loads(manifest.read_text())
+    del content["files"]["autosparse_loss_0.json"]
+    manifest.write_text(json.dumps(content))
+    (run / "checkpoint-10" / "autosparse_loss_0.json").unlink()
+    trainer = tiny_trainer(run, callbacks=[StopAt(12)], **SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 12
+    assert "the next logged loss is the mean since the resume" in caplog.text
+
+
 def test_native_state_round_trip_with_tied_weights(tmp_path):
     class Tied(nn.Module):
         def __init__(self):

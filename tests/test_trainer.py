@@ -61,6 +61,11 @@ def test_default_config_and_already_sparse_model(tmp_path):
         AutoSparseTrainer(model, tiny_arguments(tmp_path), AutoSparseConfig())
 
 
+def test_model_given_by_name_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="model = 'gpt2': load it first"):
+        AutoSparseTrainer("gpt2", tiny_arguments(tmp_path))
+
+
 def test_mixin_serves_another_trainer(tmp_path):
     class Other(Trainer):
         def compute_loss(self, *args, **kwargs):
