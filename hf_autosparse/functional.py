@@ -94,10 +94,9 @@ def threshold_for_sparsity(magnitude: Tensor, sparsity: float) -> Tensor:
     Returns:
         Shape (rows,). 0 for a row with no non-zero entry.
     """
-    ordered = magnitude.sort(dim=1).values
     prune = int(sparsity * magnitude.shape[1])
-    first_kept = ordered[:, prune]
-    last_pruned = ordered[:, prune - 1] if prune > 0 else torch.zeros_like(first_kept)
+    first_kept = magnitude.kthvalue(prune + 1, dim=1).values
+    last_pruned = magnitude.kthvalue(prune, dim=1).values if prune > 0 else torch.zeros_like(first_kept)
     midpoint = (last_pruned + first_kept) / 2
     smallest = torch.where(magnitude > 0, magnitude, torch.inf).amin(dim=1)
     return torch.where(first_kept > 0, midpoint, torch.where(smallest.isinf(), 0.0, smallest / 2))
