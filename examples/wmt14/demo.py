@@ -31,10 +31,8 @@ def main() -> None:
         outputs[name] = (folder / name / "hypotheses.txt").read_text().split("\n")
     console.print(comparison(results))
     console.print(samples(*load_split(DataConfig(**recipe["data"]), "test").columns(), outputs))
-    console.print(f"models, logs and translations: {folder}")
-    console.print(
-        f'try it: .venv/bin/python examples/wmt14/translate.py --model {folder}/sparse "the dog sees the man ."'
-    )
+    print(f"models, logs and translations: {folder}")
+    print(f'try it: .venv/bin/python examples/wmt14/translate.py --model {folder}/sparse "The dog sees the man."')
 
 
 def comparison(results: dict[str, dict[str, Any]]) -> Table:
