@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     M2M100Config,
     M2M100ForConditionalGeneration,
@@ -272,12 +274,11 @@ def test_resume_in_the_middle_of_an_epoch_replays_the_rest(tmp_path, settings):
     assert seen["weights_equal"]
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="Trainer of transformers 5.17 loads the optimizer of several CPU processes to 'cpu:0', which torch refuses",
+)
 def test_two_processes_share_the_batches_and_resume(tmp_path):
-    torch.save(torch.zeros(1), tmp_path / "tensor")
-    try:
-        torch.load(tmp_path / "tensor", map_location="cpu:0")
-    except RuntimeError:
-        pytest.skip(f"torch {torch.__version__} cannot load to 'cpu:0', as Trainer does for CPU processes that resume")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
