@@ -3,11 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from . import autoload
 from .config import AutoSparseConfig
 from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
 
 if TYPE_CHECKING:
     from .callbacks import AutoSparseCallback
+    from .packed import pack, unpack
+    from .packed_format import PackedFormatError
     from .report import SparsityReport, sparsity_report
     from .trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
 
@@ -19,6 +22,9 @@ _LAZY = {
     "AutoSparseMixin": "trainer",
     "AutoSparseSeq2SeqTrainer": "trainer",
     "AutoSparseTrainer": "trainer",
+    "PackedFormatError": "packed_format",
+    "pack": "packed",
+    "unpack": "packed",
     "SparsityReport": "report",
     "sparsity_report": "report",
 }
@@ -29,14 +35,17 @@ __all__ = [
     "AutoSparseMixin",
     "AutoSparseSeq2SeqTrainer",
     "AutoSparseTrainer",
+    "PackedFormatError",
     "SparsityReport",
     "finalize",
     "folded",
     "layer_sparsity",
+    "pack",
     "sparse_layers",
     "sparsify",
     "sparsity",
     "sparsity_report",
+    "unpack",
 ]
 
 
@@ -44,3 +53,6 @@ def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+autoload.install()

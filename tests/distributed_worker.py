@@ -8,9 +8,16 @@ import torch
 from hf_autosparse import AutoSparseConfig, AutoSparseTrainer
 from tiny import SPARSE, StopAt, history, tiny_arguments, tiny_pairs, tiny_translator
 
+CONFIGS = {
+    "autosparse": SPARSE | {"max_layer_sparsity": 0.35, "threshold_weight_decay": 1.0},
+    "fixed_mask": {"method": "fixed_mask"},
+}
 
-def run(output_dir: str, batch: int, stop: int | None, resume: bool) -> AutoSparseTrainer:
+
+def run(output_dir: str, batch: int, stop: int | None, resume: bool, method: str = "autosparse") -> AutoSparseTrainer:
     model = tiny_translator()
+    if method == "fixed_mask":
+        model.model.encoder.layers[0].fc2.weight.data[:, ::2] = 0
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0  # processes draw different dropout masks
@@ -27,7 +34,7 @@ def run(output_dir: str, batch: int, stop: int | None, resume: bool) -> AutoSpar
             save_steps=5,
             ddp_find_unused_parameters=False,
         ),
-        AutoSparseConfig(**(SPARSE | {"max_layer_sparsity": 0.35, "threshold_weight_decay": 1.0})),
+        AutoSparseConfig(**CONFIGS[method]),
         train_dataset=tiny_pairs(40),
         callbacks=[StopAt(stop)] if stop else [],
     )
@@ -45,4 +52,4 @@ def record(trainer: AutoSparseTrainer, output: str) -> None:
 
 if __name__ == "__main__":
     output, batch, stop, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
-    record(run(output, batch, stop or None, resume), output)
+    record(run(output, batch, stop or None, resume, method=sys.argv[5]), output)

@@ -13,9 +13,9 @@ import distributed_worker
 HERE = Path(__file__).parent
 
 
-def launch(output: Path, batch: int, stop: int = 0, resume: str = "fresh"):
+def launch(output: Path, batch: int, stop: int = 0, resume: str = "fresh", method: str = "autosparse"):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [str(HERE / "distributed_worker.py"), str(output), str(batch), str(stop), resume]
+    command += [str(HERE / "distributed_worker.py"), str(output), str(batch), str(stop), resume, method]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -46,3 +46,12 @@ def test_two_processes_equal_one_and_resume_exactly(tmp_path):
     assert log_resumed == log_two
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in two.items())
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "two" / "final")
+
+
+def test_fixed_mask_keeps_every_zero_under_ddp(tmp_path):
+    launch(tmp_path / "two", batch=4, method="fixed_mask")
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "two" / "final")
+    weight = model.model.encoder.layers[0].fc2.weight
+    assert not weight[:, ::2].any() and weight[:, 1::2].all()
+    before = distributed_worker.tiny_translator().model.encoder.layers[0].fc2.weight
+    assert not torch.equal(weight[:, 1::2], before[:, 1::2])

@@ -13,6 +13,8 @@ PACKAGE = Path(hf_autosparse.__file__).parent
 LEVELS = {
     "schedules": 0,
     "functional": 0,
+    "autoload": 0,
+    "packed_format": 0,
     "methods": 1,
     "config": 2,
     "layers": 2,
@@ -20,6 +22,8 @@ LEVELS = {
     "selection": 3,
     "sparsify": 4,
     "report": 5,
+    "packed": 5,
+    "quantizer": 6,
     "checkpoint": 5,
     "metrics": 5,
     "pipelines": 5,

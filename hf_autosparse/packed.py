@@ -1,0 +1,229 @@
+"""`pack` a checkpoint into the packed format, `unpack` it again. One shard is in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
+
+from .packed_format import (
+    BITMASK,
+    FORMAT,
+    FORMAT_VERSION,
+    METADATA,
+    SHAPE,
+    VALUES,
+    PackedFile,
+    PackedFormatError,
+    check_version,
+    encode,
+)
+from .sparsify import deployable_state_dict, sparse_layers
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+QUANT_METHOD = "autosparse"
+# What a run leaves beside a model and a packed copy has no use for; pickles are never passed on.
+_LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", "autosparse_state*", "autosparse_manifest.json", "autosparse_loss_*")
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What `pack` or `unpack` did. Bytes are those of the weight files, headers included."""
+
+    source_bytes: int
+    output_bytes: int
+    packed: tuple[str, ...]
+    plain: tuple[str, ...]
+
+
+def weight_files(directory: str | os.PathLike) -> list[Path]:
+    """The safetensors files that hold a checkpoint's weights: one, or those its index names.
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is missing.
+        PackedFormatError: the index is damaged or points outside the directory.
+    """
+    directory = Path(directory)
+    index = directory / INDEX
+    if (directory / WEIGHTS).is_file() and not index.is_file():
+        return [directory / WEIGHTS]
+    if not index.is_file():
+        raise FileNotFoundError(f"{directory} holds neither {WEIGHTS} nor {INDEX}: is it a saved model?")
+    weight_map = _json_object(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise PackedFormatError(
+                f"{index}: weight_map names {name!r}, expected a .safetensors file beside the index"
+            )
+    files = [directory / name for name in sorted(set(names))]
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, but {index.name} names it: was the download interrupted?")
+    return files
+
+
+def _json_object(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise PackedFormatError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise PackedFormatError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def is_packable(name: str, weight: Tensor) -> bool:
+    """Whether packing makes this tensor smaller and transformers can load it packed.
+
+    Experts stay plain: transformers stacks their weights while loading, before they could be unpacked.
+    """
+    if weight.dim() < 2 or name.split(".")[-1] != "weight" or ".experts." in name or not weight.is_floating_point():
+        return False
+    bits = weight.element_size() * 8
+    return bits in (16, 32) and int(weight.count_nonzero()) * bits + weight.numel() < weight.numel() * bits
+
+
+def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike) -> PackSummary:
+    """Write a model in the packed format, with everything else its directory needs.
+
+    Args:
+        source: a model (sparse, finalized, or any with zeros), or the directory of a saved one.
+        output: a directory that does not exist yet; it appears whole or not at all.
+
+    Raises:
+        FileExistsError: `output` exists.
+        ValueError: no weight has enough zeros to become smaller, or the source is packed or quantised already.
+    """
+    if isinstance(source, nn.Module):
+        with tempfile.TemporaryDirectory(prefix="autosparse-") as plain:
+            save_plain(source, plain)
+            return pack(plain, output)
+    return _rewrite(source, output, _pack_shard, _mark_packed)
+
+
+def unpack(source: str | os.PathLike, output: str | os.PathLike) -> PackSummary:
+    """Turn a packed checkpoint back into plain safetensors that load without this package.
+
+    Raises:
+        FileExistsError: `output` exists.
+        PackedFormatError: the source is no sound packed checkpoint; the message names the file and the tensor.
+    """
+    return _rewrite(source, output, _unpack_shard, _mark_plain)
+
+
+def save_plain(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Save a model, sparse or not, as stock libraries load it: effective weights with exact zeros."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(directory, state_dict=deployable_state_dict(model) if sparse_layers(model) else None)
+    elif sparse_layers(model):
+        raise ValueError(f"{type(model).__name__} is no transformers model: call finalize(model) before packing it")
+    else:
+        save_model(model, str(Path(directory) / WEIGHTS))
+
+
+def _pack_shard(file: PackedFile) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    if file.packed_names:
+        raise ValueError(f"{file.path} is packed already")
+    tensors, packed = {}, []
+    for name in file.entries:
+        tensor = file.dense(name)
+        if not is_packable(name, tensor):
+            tensors[name] = tensor
+            continue
+        try:
+            parts = encode(tensor)
+        except ValueError as error:
+            raise ValueError(f"{file.path.name}, tensor {name}: {error}") from error
+        tensors |= zip((name + BITMASK, name + VALUES, name + SHAPE), parts, strict=True)
+        packed.append(name)
+    return tensors, METADATA, packed
+
+
+def _unpack_shard(file: PackedFile) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    return {name: file.dense(name) for name in file.entries}, {"format": "pt"}, file.packed_names
+
+
+def _mark_packed(config: dict) -> None:
+    if "quantization_config" in config:
+        raise ValueError("config.json has a quantization_config: the checkpoint is packed or quantised already")
+    config["quantization_config"] = {
+        "quant_method": QUANT_METHOD,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+    }
+
+
+def _mark_plain(config: dict) -> None:
+    mark = config.pop("quantization_config", None)
+    if not isinstance(mark, dict) or mark.get("quant_method") != QUANT_METHOD:
+        raise PackedFormatError(f"config.json: quantization_config is {mark!r}, expected that of a packed checkpoint")
+    check_version("config.json", mark.get("format"), mark.get("format_version"))
+
+
+def _rewrite(source, output, convert: Callable, mark: Callable) -> PackSummary:
+    source = Path(source)
+    files = weight_files(source)
+    weight_map, packed, plain, sizes = {}, [], [], [0, 0]
+    with _appearing(output) as staging:
+        for path in files:
+            with PackedFile(path) as file:
+                tensors, metadata, names = convert(file)
+                packed += names
+                plain += [name for name in file.entries if name not in set(names)]
+            save_file(tensors, staging / path.name, metadata)
+            weight_map |= dict.fromkeys(tensors, path.name)
+            sizes[0] += path.stat().st_size
+            sizes[1] += (staging / path.name).stat().st_size
+        if not packed:
+            raise ValueError(
+                f"{source}: no weight is packed, or has enough zeros to become smaller by packing (the fraction of"
+                " zeros must exceed 1 / bits per value)"
+            )
+        if (source / INDEX).is_file():
+            index = {"metadata": {"total_size": sizes[1]}, "weight_map": dict(sorted(weight_map.items()))}
+            (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if (source / "config.json").is_file():
+            config = _json_object(source / "config.json")
+            mark(config)
+            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for path in sorted(source.iterdir()):
+            left_out = any(path.match(pattern) for pattern in _LEFT_OUT) or path.suffix == ".safetensors"
+            if path.is_file() and not left_out and not (staging / path.name).exists():
+                shutil.copy2(path, staging / path.name)
+    return PackSummary(sizes[0], sizes[1], tuple(packed), tuple(plain))
+
+
+@contextmanager
+def _appearing(output: str | os.PathLike) -> Iterator[Path]:
+    """A directory to write into, which gets its name `output` when the block ends well: a kill leaves nothing there."""
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists: nothing is overwritten, give a new directory or remove it first")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield staging
+        for path in staging.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        staging.chmod(0o777 & ~_umask())
+        staging.rename(output)  # fails if somebody else made a non-empty one meanwhile
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,244 @@
+"""The packed safetensors format, version 1: a bitmask and the non-zero values per sparse weight.
+
+`docs/packed_format.md` has it byte by byte. A file may come from anyone: headers are checked before a payload is read,
+payloads before they are used, and no allocation exceeds what the checked sizes call for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FORMAT = "bitmask"
+FORMAT_VERSION = 1
+BITMASK, VALUES, SHAPE = "_bitmask", "_values", "_shape"
+METADATA = {"format": "pt", "autosparse_format": FORMAT, "autosparse_format_version": str(FORMAT_VERSION)}
+
+_SUFFIXES = (BITMASK, VALUES, SHAPE)
+_INTEGER = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+_INFINITY = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # NaN is above
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAX_DIMENSIONS = 8
+_CHUNK = 1 << 16  # weights at a time: fits the cache; a multiple of 8, so chunks meet at byte borders
+
+
+class PackedFormatError(ValueError):
+    """A packed checkpoint that is not what it says; the message names the file, the tensor and what was expected."""
+
+
+def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pack one weight.
+
+    Args:
+        weight: float32, float16 or bfloat16, any device, 1 to 8 dimensions, all values finite.
+
+    Returns:
+        bitmask: uint8, (ceil(n / 8),): bit `i % 8` (the least significant first) of byte `i // 8` tells whether
+            element i of the flattened (C order) weight is not zero. Unused bits are 0.
+        values: the weight's dtype, (k,): the non-zero elements in that order. -0.0 counts as zero.
+        shape: int64, (dimensions,).
+
+    Raises:
+        ValueError: another dtype, number of dimensions, or a value that is not finite.
+    """
+    if weight.dtype not in _INTEGER or not 1 <= weight.dim() <= _MAX_DIMENSIONS or weight.numel() == 0:
+        raise ValueError(
+            f"cannot pack a weight of dtype {weight.dtype} and shape {tuple(weight.shape)}: float32, float16 or"
+            f" bfloat16 with 1 to {_MAX_DIMENSIONS} dimensions and at least one element are allowed"
+        )
+    integers = weight.detach().cpu().contiguous().flatten().view(_INTEGER[weight.dtype]).numpy()
+    bitmask = np.empty(-(-len(integers) // 8), np.uint8)
+    values = np.empty_like(integers)
+    done = 0
+    for start in range(0, len(integers), _CHUNK):
+        chunk = integers[start : start + _CHUNK]
+        magnitude = chunk & np.iinfo(chunk.dtype).max  # the sign bit off: -0.0 counts as zero
+        if magnitude.max() >= _INFINITY[weight.dtype]:
+            raise ValueError("cannot pack a weight with values that are not finite")
+        kept = magnitude != 0
+        bitmask[start // 8 : (start + _CHUNK) // 8] = np.packbits(kept, bitorder="little")
+        positions = np.flatnonzero(kept)
+        # Gathering at positions beats boolean indexing several times; mode "clip" writes to `out` without a copy.
+        np.take(chunk, positions, out=values[done : done + len(positions)], mode="clip")
+        done += len(positions)
+    values = values[:done].copy()  # frees what was too much
+    shape = torch.tensor(weight.shape, dtype=torch.int64)
+    return torch.from_numpy(bitmask), torch.from_numpy(values).view(weight.dtype), shape
+
+
+def decode(bitmask: Tensor, values: Tensor, shape: tuple[int, ...], name: str = "weight") -> Tensor:
+    """Inverse of `encode`: a dense weight of `shape`, in `values`' dtype and on its device.
+
+    Raises:
+        PackedFormatError: the sizes don't fit each other, or the mask's bits don't match the number of values.
+    """
+    count = math.prod(shape)
+    _check_sizes(name, tuple(bitmask.shape), tuple(values.shape), shape)
+    bits = bitmask.cpu().contiguous().numpy()
+    _check_bits(name, bits, len(values), count)
+    source = values.detach().cpu().contiguous().view(_INTEGER[values.dtype]).numpy()
+    dense = np.zeros(count, source.dtype)
+    done = 0
+    for start in range(0, count, _CHUNK):
+        kept = np.unpackbits(bits[start // 8 : (start + _CHUNK) // 8], bitorder="little")
+        positions = np.flatnonzero(kept.view(bool))  # bool takes numpy's fast path
+        dense[start : start + _CHUNK][positions] = source[done : done + len(positions)]
+        done += len(positions)
+    return torch.from_numpy(dense).view(values.dtype).reshape(shape).to(values.device)
+
+
+def _check_sizes(name: str, bitmask: tuple[int, ...], values: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    count = math.prod(shape)  # Python integers don't overflow
+    if not 1 <= len(shape) <= _MAX_DIMENSIONS or any(size < 1 for size in shape):
+        raise PackedFormatError(f"{name}: shape {shape} is not allowed, expected 1 to {_MAX_DIMENSIONS} sizes >= 1")
+    if bitmask != (-(-count // 8),):
+        raise PackedFormatError(
+            f"{name}: the bitmask has shape {bitmask}, expected ({-(-count // 8)},) for a weight of shape {shape}"
+        )
+    if len(values) != 1 or values[0] > count:
+        raise PackedFormatError(f"{name}: the values have shape {values}, expected (k,) with k at most {count}")
+
+
+def _check_bits(name: str, bits: np.ndarray, values: int, count: int) -> None:
+    chunks = range(0, len(bits), _CHUNK)
+    found = sum(int(np.bitwise_count(bits[i : i + _CHUNK]).sum(dtype=np.int64)) for i in chunks)
+    if found != values:
+        raise PackedFormatError(f"{name}: the bitmask marks {found} weights, but there are {values} values")
+    if count % 8 and int(bits[-1]) >> (count % 8):
+        raise PackedFormatError(f"{name}: the bitmask marks weights beyond the {count} there are")
+
+
+def check_version(where: str, found_format: object, found_version: object) -> None:
+    """Raise PackedFormatError unless this release reads that format and version."""
+    if found_format != FORMAT or str(found_version) != str(FORMAT_VERSION):
+        raise PackedFormatError(
+            f"{where}: packed format {found_format!r} version {found_version!r}; this release reads {FORMAT!r} version"
+            f" {FORMAT_VERSION}. Upgrade hf-autosparse, or ask for a plain checkpoint"
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as the file declares it. `values`: how many non-zero values it stores, None where it is not packed."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    values: int | None
+
+    @property
+    def packed(self) -> bool:
+        return self.values is not None
+
+
+class PackedFile:
+    """One safetensors file, packed or plain, opened lazily: only the header is read and checked on opening.
+
+    `entries` maps each tensor's name (a packed weight counts as one) to its `Entry`. Use as a context manager.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PackedFormatError: it is no whole safetensors file, or its header does not follow the format.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} does not exist")
+        try:
+            self._file = safe_open(str(self.path), framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError, OverflowError) as error:
+            raise PackedFormatError(f"{self.path} is not a whole safetensors file: {error}") from error
+        self.entries: dict[str, Entry] = self._read_header()
+
+    def __enter__(self) -> PackedFile:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.__exit__(*exception)
+
+    @property
+    def packed_names(self) -> list[str]:
+        return [name for name, entry in self.entries.items() if entry.packed]
+
+    def _label(self, name: str) -> str:
+        return f"{self.path.name}, tensor {name}"
+
+    def _read_header(self) -> dict[str, Entry]:
+        metadata = self._file.metadata() or {}
+        keys = set(self._file.keys())
+        marked = any(key.startswith("autosparse_format") for key in metadata)
+        if not marked:
+            return {key: self._declared(key) for key in sorted(keys)}
+        check_version(self.path.name, metadata.get("autosparse_format"), metadata.get("autosparse_format_version"))
+        unknown = sorted(k for k in metadata if k.startswith("autosparse_") and k not in METADATA)
+        if unknown:
+            raise PackedFormatError(f"{self.path.name}: unknown metadata {unknown}")
+        entries = {}
+        for key in sorted(keys):
+            suffix = next((s for s in _SUFFIXES if key.endswith(s)), None)
+            if suffix is None:
+                entries[key] = self._declared(key)
+                continue
+            name = key.removesuffix(suffix)
+            missing = [name + s for s in _SUFFIXES if name + s not in keys]
+            if missing or name in keys:
+                trouble = f"{', '.join(missing)} missing" if missing else f"{name} is there as well"
+                raise PackedFormatError(f"{self._label(key)}: a packed weight is three tensors, but {trouble}")
+            if suffix == BITMASK:
+                entries[name] = self._declared_packed(name)
+        return entries
+
+    def _declared(self, key: str) -> Entry:
+        view = self._file.get_slice(key)
+        return Entry(tuple(view.get_shape()), view.get_dtype(), None)
+
+    def _declared_packed(self, name: str) -> Entry:
+        bitmask, values, shape = (self._declared(name + suffix) for suffix in _SUFFIXES)
+        for entry, suffix, allowed in (
+            (bitmask, BITMASK, ["U8"]),
+            (values, VALUES, [*_DTYPES]),
+            (shape, SHAPE, ["I64"]),
+        ):
+            if entry.dtype not in allowed:
+                raise PackedFormatError(
+                    f"{self._label(name + suffix)}: dtype {entry.dtype}, expected {' or '.join(allowed)}"
+                )
+        if len(shape.shape) != 1 or not 1 <= shape.shape[0] <= _MAX_DIMENSIONS:
+            raise PackedFormatError(
+                f"{self._label(name + SHAPE)}: shape {shape.shape}, expected 1 to {_MAX_DIMENSIONS} sizes"
+            )
+        sizes = tuple(self._file.get_tensor(name + SHAPE).tolist())
+        _check_sizes(self._label(name), bitmask.shape, values.shape, sizes)
+        return Entry(sizes, values.dtype, values.shape[0])
+
+    def parts(self, name: str) -> dict[str, Tensor]:
+        """The stored tensors of a name, as they lie in the file."""
+        keys = [name + suffix for suffix in _SUFFIXES] if self.entries[name].packed else [name]
+        return {key: self._file.get_tensor(key) for key in keys}
+
+    def check(self, name: str) -> None:
+        """Check the payload of a packed weight: as many bits as values, none beyond the end, all values finite."""
+        entry = self.entries[name]
+        bits = self._file.get_tensor(name + BITMASK).numpy()
+        _check_bits(self._label(name), bits, entry.values, math.prod(entry.shape))
+        values = self._file.get_tensor(name + VALUES)
+        integers = values.view(_INTEGER[values.dtype]).numpy()
+        chunks = (integers[i : i + _CHUNK] for i in range(0, len(integers), _CHUNK))
+        if any((chunk & np.iinfo(chunk.dtype).max).max() >= _INFINITY[values.dtype] for chunk in chunks):
+            raise PackedFormatError(f"{self._label(name)}: holds values that are not finite (NaN or infinity)")
+
+    def dense(self, name: str) -> Tensor:
+        """The tensor in plain form; a packed one is checked first."""
+        entry = self.entries[name]
+        if not entry.packed:
+            return self._file.get_tensor(name)
+        self.check(name)
+        parts = self.parts(name)
+        return decode(parts[name + BITMASK], parts[name + VALUES], entry.shape, self._label(name))
