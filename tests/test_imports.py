@@ -15,6 +15,7 @@ LEVELS = {
     "functional": 0,
     "autoload": 0,
     "packed_format": 0,
+    "trajectory": 0,
     "methods": 1,
     "config": 2,
     "layers": 2,
