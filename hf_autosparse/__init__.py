@@ -9,6 +9,7 @@ from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify,
 
 if TYPE_CHECKING:
     from .callbacks import AutoSparseCallback
+    from .flop_counter import FlopsReport, flops
     from .packed import pack, unpack
     from .packed_format import PackedFormatError
     from .report import SparsityReport, sparsity_report
@@ -22,7 +23,9 @@ _LAZY = {
     "AutoSparseMixin": "trainer",
     "AutoSparseSeq2SeqTrainer": "trainer",
     "AutoSparseTrainer": "trainer",
+    "FlopsReport": "flop_counter",
     "PackedFormatError": "packed_format",
+    "flops": "flop_counter",
     "pack": "packed",
     "unpack": "packed",
     "SparsityReport": "report",
@@ -35,9 +38,11 @@ __all__ = [
     "AutoSparseMixin",
     "AutoSparseSeq2SeqTrainer",
     "AutoSparseTrainer",
+    "FlopsReport",
     "PackedFormatError",
     "SparsityReport",
     "finalize",
+    "flops",
     "folded",
     "layer_sparsity",
     "pack",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,17 @@ class Trajectory:
     Args:
         max_steps: optimizer steps of the whole run.
         sparse: names of the sparse layers, in registration order.
-        layers: name -> cost of every layer that the FLOPs count (Linear, Conv2d, Conv1D), dense ones included; empty
-            where it was not measured.
+        layers: name -> cost of every layer that the FLOPs count (see `flop_counter`), dense ones included; empty where
+            it was not measured.
         moments: in order of `step`.
+        steps_done: optimizer steps made so far, up to which the last moment holds; None for all of `max_steps`.
     """
 
     max_steps: int
     sparse: list[str]
     layers: dict[str, LayerCost] = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
+    steps_done: int | None = None
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write `autosparse_trajectory.json` into `directory` (made if absent), atomically."""
@@ -78,30 +81,52 @@ class Trajectory:
         if not path.is_file():
             raise FileNotFoundError(f"no {FILE_NAME} in {directory}: an AutoSparse trainer writes it beside the model")
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            version = values.pop("format_version", None)
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON object: {error}") from error
+            values = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+        version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}")
         try:
-            trajectory = cls(
-                max_steps=int(values["max_steps"]),
-                sparse=[str(name) for name in values["sparse"]],
-                layers={name: LayerCost(**cost) for name, cost in values["layers"].items()},
-                moments=[_moment(moment, len(values["sparse"])) for moment in values["moments"]],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return _trajectory(values)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-        return trajectory
+
+
+def _trajectory(values: dict[str, Any]) -> Trajectory:
+    sparse = [str(name) for name in values["sparse"]]
+    moments = [_moment(moment, len(sparse)) for moment in values["moments"]]
+    steps = [moment.step for moment in moments]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"steps do not increase: {steps}")
+    done = values.get("steps_done")
+    return Trajectory(
+        max_steps=int(values["max_steps"]),
+        sparse=sparse,
+        layers={name: LayerCost(int(c["macs"]), int(c["weights"])) for name, c in values["layers"].items()},
+        moments=moments,
+        steps_done=None if done is None else int(done),
+    )
 
 
 def _moment(values: dict[str, Any], layers: int) -> Moment:
-    columns = {name: values.pop(name) for name in ("sparsity", "backward_sparsity", "threshold")}
-    for name, column in columns.items():
-        if column is None and name == "threshold":
-            continue
-        if len(column) != layers:
-            raise ValueError(f"{name} has {len(column)} entries at step {values.get('step')}, expected {layers}")
-        columns[name] = tuple(float(value) for value in column)
-    return Moment(**values, **columns)
+    step, alpha, threshold = int(values["step"]), values["alpha"], values["threshold"]
+
+    def column(name: str) -> tuple[float, ...]:
+        numbers = tuple(float(value) for value in values[name])
+        if len(numbers) != layers:
+            raise ValueError(f"{name} has {len(numbers)} entries at step {step}, expected {layers}")
+        if not all(0 <= number <= 1 for number in numbers):
+            raise ValueError(f"{name} at step {step} is not in [0, 1]: {numbers}")
+        return numbers
+
+    return Moment(
+        step=step,
+        epoch=float(values["epoch"]),
+        alpha=None if alpha is None else float(alpha),
+        sparsity=column("sparsity"),
+        backward_sparsity=column("backward_sparsity"),
+        threshold=None if threshold is None else column("threshold"),
+    )
