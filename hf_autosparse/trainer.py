@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -17,6 +18,7 @@ from . import checkpoint
 from .callbacks import AutoSparseCallback
 from .config import AutoSparseConfig
 from .layers import SparseLayer
+from .recorder import TrajectoryRecorder
 from .sparsify import (
     deployable_state_dict,
     folded,
@@ -26,6 +28,7 @@ from .sparsify import (
     sparsifier_parameters,
     sparsify,
 )
+from .trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,9 @@ class AutoSparseMixin:
             self._loss_shifts_labels = _shifts_labels(self.model)
         self.add_callback(AutoSparseCallback())
         self.add_callback(_LossAcrossResume(self))
+        self._recorder = TrajectoryRecorder()
+        self._first_batch: dict[str, Any] | None = None
+        self.add_callback(self._recorder)
 
     def _sparsified(self, model: nn.Module) -> nn.Module:
         if not sparse_layers(model):
@@ -135,6 +141,7 @@ class AutoSparseMixin:
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        self._first_batch = inputs if self._recorder.awaits_costs else None
         loss = super().training_step(model, dict(inputs), num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -142,6 +149,14 @@ class AutoSparseMixin:
                 f" {self._first_non_finite(inputs)}. Lower the learning rate, or threshold_lr if it is a threshold"
             )
         return loss
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """Wraps the forward of a training step; the first one also measures the layers' MACs for the trajectory."""
+        stack = super().compute_loss_context_manager()
+        if self._first_batch is not None:
+            stack.enter_context(self._recorder.measuring_costs(self.model, self._first_batch))
+            self._first_batch = None
+        return stack
 
     @torch.no_grad()
     def _first_non_finite(self, inputs: dict[str, Any]) -> str:
@@ -218,6 +233,11 @@ class AutoSparseMixin:
                     processing_class=self.processing_class,
                 )
 
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """How sparsity developed up to now; None before training. `flops(model, inputs, trainer.trajectory)`."""
+        return self._recorder.trajectory
+
     # ---- Evaluation ----
 
     def evaluation_loop(self, *args, **kwargs):
@@ -234,6 +254,8 @@ class AutoSparseMixin:
         staging = checkpoint.staging_directory(directory)
         super()._save(str(staging), state_dict=deployable_state_dict(model, state_dict))
         self.sparse_config.save_pretrained(staging)
+        if self.trajectory is not None:
+            self.trajectory.save(staging)
         checkpoint.publish(staging, directory)
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -261,7 +283,7 @@ class AutoSparseMixin:
             resume_from_checkpoint = str(path)
         elif resume_from_checkpoint:
             checkpoint.check_whole(resume_from_checkpoint)
-        self._resumed_from = resume_from_checkpoint or None
+        self._resumed_from = self._recorder.resumed_from = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 import distributed_worker
+from hf_autosparse.flop_counter import training_fraction
+from hf_autosparse.trajectory import Trajectory
 
 HERE = Path(__file__).parent
 
@@ -46,6 +48,11 @@ def test_two_processes_equal_one_and_resume_exactly(tmp_path):
     assert log_resumed == log_two
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in two.items())
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "two" / "final")
+    whole = Trajectory.load(tmp_path / "two" / "final")
+    assert Trajectory.load(tmp_path / "killed" / "final") == whole
+    single = Trajectory.load(tmp_path / "one" / "final")
+    assert whole.layers == single.layers != {}
+    assert training_fraction(whole) == pytest.approx(training_fraction(single), abs=2e-3)
 
 
 def test_fixed_mask_keeps_every_zero_under_ddp(tmp_path):

@@ -514,6 +514,7 @@ def test_torch_compile(tmp_path):
         trainer.train()
     for a, b in zip(plain.model.state_dict().values(), compiled.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    assert plain.trajectory.layers == compiled.trajectory.layers != {}
     compiled.save_model(str(tmp_path / "final"))
     torch.testing.assert_close(outputs(deployed(tmp_path / "final")), outputs(compiled.model), atol=1e-5, rtol=0)
     assert json.loads((tmp_path / "final" / "config.json").read_text())["model_type"] == "m2m_100"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..functional import annealed_soft_threshold, threshold_for_sparsity
+from ..functional import annealed_soft_threshold, threshold_for_sparsity, top_magnitude_mask
 from ..schedules import alpha_at
 from .base import Progress, Sparsifier, register
 
@@ -64,6 +64,14 @@ class AutoSparse(Sparsifier):
 
     def forward(self, weight: Tensor) -> Tensor:
         return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.config.backward_sparsity)
+
+    def gradient_mask(self, weight: Tensor) -> Tensor | None:
+        """The active set once alpha is 0; before, the set B of eq. 8, or all weights without `backward_sparsity`."""
+        if self.alpha == 0:
+            return self.mask(weight)
+        if self.config.backward_sparsity is None:
+            return None
+        return self.mask(weight) | top_magnitude_mask(weight.abs(), 1.0 - self.config.backward_sparsity)
 
     def mask(self, weight: Tensor) -> Tensor:
         return weight.abs() > self._value(weight).to(weight.dtype)

@@ -39,6 +39,7 @@ class Sparsifier(nn.Module):
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    alpha: float | None = None  # the share of the gradient that pruned weights receive; None for a method without one
 
     def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0):
         super().__init__()
@@ -61,6 +62,15 @@ class Sparsifier(nn.Module):
 
     def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
         """Bring the sparsity down to `maximum`. Methods with a fixed budget keep this default: they cannot run away."""
+
+    def gradient_mask(self, weight: Tensor) -> Tensor | None:
+        """Which entries of the weight gradient the next backward pass has to compute, for the theoretical FLOPs.
+
+        Returns:
+            Bool tensor of `weight`'s shape, False where the gradient is zero by design; None where it is dense. The
+            default is dense: a method whose pruned weights get no gradient returns `mask(weight)`.
+        """
+        return None
 
     def is_finite(self) -> Tensor:
         """Bool scalar: all parameters are finite."""

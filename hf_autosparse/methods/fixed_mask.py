@@ -27,3 +27,6 @@ class FixedMask(Sparsifier):
 
     def mask(self, weight: Tensor) -> Tensor:
         return self.kept
+
+    def gradient_mask(self, weight: Tensor) -> Tensor:
+        return self.kept
