@@ -26,6 +26,7 @@ from .packed_format import (
     check_version,
     encode,
 )
+from .progress import byte_bar
 from .sparsify import deployable_state_dict, sparse_layers
 
 WEIGHTS = "model.safetensors"
@@ -58,6 +59,19 @@ def weight_files(directory: str | os.PathLike) -> list[Path]:
         return [directory / WEIGHTS]
     if not index.is_file():
         raise FileNotFoundError(f"{directory} holds neither {WEIGHTS} nor {INDEX}: is it a saved model?")
+    files = [directory / name for name in shard_names(index)]
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, but {index.name} names it: was the download interrupted?")
+    return files
+
+
+def shard_names(index: Path) -> list[str]:
+    """The weight files that an index names, sorted.
+
+    Raises:
+        PackedFormatError: the index is damaged or points outside its directory.
+    """
     weight_map = _json_object(index).get("weight_map")
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
     for name in names:
@@ -65,11 +79,7 @@ def weight_files(directory: str | os.PathLike) -> list[Path]:
             raise PackedFormatError(
                 f"{index}: weight_map names {name!r}, expected a .safetensors file beside the index"
             )
-    files = [directory / name for name in sorted(set(names))]
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, but {index.name} names it: was the download interrupted?")
-    return files
+    return sorted(set(names))
 
 
 def _json_object(path: Path) -> dict:
@@ -93,12 +103,13 @@ def is_packable(name: str, weight: Tensor) -> bool:
     return bits in (16, 32) and int(weight.count_nonzero()) * bits + weight.numel() < weight.numel() * bits
 
 
-def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike) -> PackSummary:
+def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike, progress: bool = False) -> PackSummary:
     """Write a model in the packed format, with everything else its directory needs.
 
     Args:
         source: a model (sparse, finalized, or any with zeros), or the directory of a saved one.
         output: a directory that does not exist yet; it appears whole or not at all.
+        progress: show a bar on a terminal if it takes longer than two seconds.
 
     Raises:
         FileExistsError: `output` exists.
@@ -107,18 +118,18 @@ def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike) -> Pa
     if isinstance(source, nn.Module):
         with tempfile.TemporaryDirectory(prefix="autosparse-") as plain:
             save_plain(source, plain)
-            return pack(plain, output)
-    return _rewrite(source, output, _pack_shard, _mark_packed)
+            return pack(plain, output, progress)
+    return _rewrite(source, output, _pack_shard, _mark_packed, "packing" if progress else None)
 
 
-def unpack(source: str | os.PathLike, output: str | os.PathLike) -> PackSummary:
+def unpack(source: str | os.PathLike, output: str | os.PathLike, progress: bool = False) -> PackSummary:
     """Turn a packed checkpoint back into plain safetensors that load without this package.
 
     Raises:
         FileExistsError: `output` exists.
         PackedFormatError: the source is no sound packed checkpoint; the message names the file and the tensor.
     """
-    return _rewrite(source, output, _unpack_shard, _mark_plain)
+    return _rewrite(source, output, _unpack_shard, _mark_plain, "unpacking" if progress else None)
 
 
 def save_plain(model: nn.Module, directory: str | os.PathLike) -> None:
@@ -131,12 +142,13 @@ def save_plain(model: nn.Module, directory: str | os.PathLike) -> None:
         save_model(model, str(Path(directory) / WEIGHTS))
 
 
-def _pack_shard(file: PackedFile) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+def _pack_shard(file: PackedFile, advance: Callable) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     if file.packed_names:
         raise ValueError(f"{file.path} is packed already")
     tensors, packed = {}, []
     for name in file.entries:
         tensor = file.dense(name)
+        advance(tensor.nbytes)
         if not is_packable(name, tensor):
             tensors[name] = tensor
             continue
@@ -149,8 +161,12 @@ def _pack_shard(file: PackedFile) -> tuple[dict[str, Tensor], dict[str, str], li
     return tensors, METADATA, packed
 
 
-def _unpack_shard(file: PackedFile) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    return {name: file.dense(name) for name in file.entries}, {"format": "pt"}, file.packed_names
+def _unpack_shard(file: PackedFile, advance: Callable) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    tensors = {}
+    for name in file.entries:
+        tensors[name] = file.dense(name)
+        advance(sum(part.nbytes for part in file.parts(name).values()))
+    return tensors, {"format": "pt"}, file.packed_names
 
 
 def _mark_packed(config: dict) -> None:
@@ -170,14 +186,15 @@ def _mark_plain(config: dict) -> None:
     check_version("config.json", mark.get("format"), mark.get("format_version"))
 
 
-def _rewrite(source, output, convert: Callable, mark: Callable) -> PackSummary:
+def _rewrite(source, output, convert: Callable, mark: Callable, label: str | None) -> PackSummary:
     source = Path(source)
     files = weight_files(source)
     weight_map, packed, plain, sizes = {}, [], [], [0, 0]
-    with _appearing(output) as staging:
+    total = sum(path.stat().st_size for path in files)
+    with _appearing(output) as staging, byte_bar(total, label) as bar:
         for path in files:
             with PackedFile(path) as file:
-                tensors, metadata, names = convert(file)
+                tensors, metadata, names = convert(file, bar.update)
                 packed += names
                 plain += [name for name in file.entries if name not in set(names)]
             save_file(tensors, staging / path.name, metadata)

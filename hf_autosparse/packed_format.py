@@ -6,9 +6,12 @@ payloads before they are used, and no allocation exceeds what the checked sizes 
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +28,20 @@ _SUFFIXES = (BITMASK, VALUES, SHAPE)
 _INTEGER = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 _INFINITY = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # NaN is above
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PLAIN_DTYPES = _DTYPES | {
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _MAX_DIMENSIONS = 8
 _CHUNK = 1 << 16  # weights at a time: fits the cache; a multiple of 8, so chunks meet at byte borders
+PIECE = 1 << 20  # elements that `PackedFile.pieces` reads at a time; a multiple of 8 too
 
 
 class PackedFormatError(ValueError):
@@ -136,6 +151,11 @@ class Entry:
     def packed(self) -> bool:
         return self.values is not None
 
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
 
 class PackedFile:
     """One safetensors file, packed or plain, opened lazily: only the header is read and checked on opening.
@@ -151,17 +171,30 @@ class PackedFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist")
+        # Not mapped into memory: the system refuses that for a file larger than memory and swap.
+        self._header = self._open(framework="np", backend="pread")
+        self.entries: dict[str, Entry] = self._read_header()
+
+    def _open(self, **how) -> safe_open:
         try:
-            self._file = safe_open(str(self.path), framework="pt", device="cpu")
+            return safe_open(str(self.path), **how)
         except (SafetensorError, OSError, ValueError, OverflowError) as error:
             raise PackedFormatError(f"{self.path} is not a whole safetensors file: {error}") from error
-        self.entries: dict[str, Entry] = self._read_header()
+        except RuntimeError as error:  # torch's, if the system has too little memory
+            raise OSError(f"{self.path} cannot be mapped into memory: {error}") from error
+
+    @cached_property
+    def _file(self) -> safe_open:
+        """For reading whole tensors: mapped into memory, so that plain ones take none of their own."""
+        return self._open(framework="pt", device="cpu")
 
     def __enter__(self) -> PackedFile:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._file.__exit__(*exception)
+        self._header.__exit__(*exception)
+        if "_file" in self.__dict__:
+            self._file.__exit__(*exception)
 
     @property
     def packed_names(self) -> list[str]:
@@ -171,8 +204,8 @@ class PackedFile:
         return f"{self.path.name}, tensor {name}"
 
     def _read_header(self) -> dict[str, Entry]:
-        metadata = self._file.metadata() or {}
-        keys = set(self._file.keys())
+        metadata = self._header.metadata() or {}
+        keys = set(self._header.keys())
         marked = any(key.startswith("autosparse_format") for key in metadata)
         if not marked:
             return {key: self._declared(key) for key in sorted(keys)}
@@ -196,7 +229,7 @@ class PackedFile:
         return entries
 
     def _declared(self, key: str) -> Entry:
-        view = self._file.get_slice(key)
+        view = self._header.get_slice(key)
         return Entry(tuple(view.get_shape()), view.get_dtype(), None)
 
     def _declared_packed(self, name: str) -> Entry:
@@ -214,7 +247,7 @@ class PackedFile:
             raise PackedFormatError(
                 f"{self._label(name + SHAPE)}: shape {shape.shape}, expected 1 to {_MAX_DIMENSIONS} sizes"
             )
-        sizes = tuple(self._file.get_tensor(name + SHAPE).tolist())
+        sizes = tuple(self._header.get_tensor(name + SHAPE).tolist())
         _check_sizes(self._label(name), bitmask.shape, values.shape, sizes)
         return Entry(sizes, values.dtype, values.shape[0])
 
@@ -242,3 +275,50 @@ class PackedFile:
         self.check(name)
         parts = self.parts(name)
         return decode(parts[name + BITMASK], parts[name + VALUES], entry.shape, self._label(name))
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor's elements in C order, as 1-D tensors of `PIECE` elements and a rest: reads a tensor of any size
+        in bounded memory. A packed weight is unpacked on the way; its values may be infinite or NaN.
+
+        Raises:
+            PackedFormatError: the tensor's dtype is none that torch computes with, the mask's bits don't match the
+                number of values, or the file was changed after it was opened.
+        """
+        entry = self.entries[name]
+        taken = 0
+        for start in range(0, entry.count, PIECE):
+            stop = min(start + PIECE, entry.count)
+            if not entry.packed:
+                yield self._read(name, entry.dtype, start, stop)
+                continue
+            bits = self._read(name + BITMASK, "U8", start // 8, -(-stop // 8))
+            marked = int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
+            values = self._read(name + VALUES, entry.dtype, taken, min(taken + marked, entry.values))
+            yield decode(bits, values, (stop - start,), self._label(name))
+            taken += marked
+        if entry.packed and taken != entry.values:
+            raise PackedFormatError(
+                f"{self._label(name)}: the bitmask marks {taken} weights, but there are {entry.values} values"
+            )
+
+    def _read(self, key: str, dtype: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a stored tensor, flat, in memory of their own."""
+        if dtype not in _PLAIN_DTYPES:
+            raise PackedFormatError(f"{self._label(key)}: dtype {dtype}, expected one of {', '.join(_PLAIN_DTYPES)}")
+        size = _PLAIN_DTYPES[dtype].itemsize
+        count = (stop - start) * size
+        data = np.fromfile(self.path, np.uint8, count, offset=self._offsets[key] + start * size)
+        if len(data) != count:
+            raise PackedFormatError(f"{self._label(key)}: the file was changed after it had been opened")
+        return torch.from_numpy(data).view(_PLAIN_DTYPES[dtype])
+
+    @cached_property
+    def _offsets(self) -> dict[str, int]:
+        """Where each stored tensor begins in the file: safetensors checks it, but does not tell."""
+        try:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            return {key: 8 + length + header[key]["data_offsets"][0] for key in self._header.keys()}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise PackedFormatError(f"{self.path} was changed after it had been opened: {error!r}") from error

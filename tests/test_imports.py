@@ -15,6 +15,8 @@ LEVELS = {
     "functional": 0,
     "autoload": 0,
     "packed_format": 0,
+    "progress": 0,
+    "tables": 0,
     "trajectory": 0,
     "methods": 1,
     "config": 2,
