@@ -26,7 +26,7 @@ from .packed_format import (
     check_version,
     encode,
 )
-from .progress import byte_bar
+from .progress import progress_bar
 from .sparsify import deployable_state_dict, sparse_layers
 
 WEIGHTS = "model.safetensors"
@@ -191,7 +191,7 @@ def _rewrite(source, output, convert: Callable, mark: Callable, label: str | Non
     files = weight_files(source)
     weight_map, packed, plain, sizes = {}, [], [], [0, 0]
     total = sum(path.stat().st_size for path in files)
-    with _appearing(output) as staging, byte_bar(total, label) as bar:
+    with _appearing(output) as staging, progress_bar(total, label) as bar:
         for path in files:
             with PackedFile(path) as file:
                 tensors, metadata, names = convert(file, bar.update)

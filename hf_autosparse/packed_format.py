@@ -36,10 +36,14 @@ _PLAIN_DTYPES = _DTYPES | {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 _MAX_DIMENSIONS = 8
+_LONGEST_HEADER = 100_000_000  # of safetensors
 _CHUNK = 1 << 16  # weights at a time: fits the cache; a multiple of 8, so chunks meet at byte borders
 PIECE = 1 << 20  # elements that `PackedFile.pieces` reads at a time; a multiple of 8 too
 
@@ -318,7 +322,7 @@ class PackedFile:
         try:
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
+                header = json.loads(file.read(min(length, _LONGEST_HEADER)))
             return {key: 8 + length + header[key]["data_offsets"][0] for key in self._header.keys()}
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PackedFormatError(f"{self.path} was changed after it had been opened: {error!r}") from error

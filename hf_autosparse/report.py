@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from torch import nn
 
 from .sparsify import layer_sparsity, record_of, sparse_layers
+from .tables import as_text, table
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One sparse layer. `sparsity` is the fraction of zeros; `threshold` None where the method has none."""
+    """One sparse layer.
+
+    `sparsity` is the fraction of zeros; `threshold` the mean one, None where there is none or it is not known; `dtype`
+    as safetensors calls it and `mac_share`, the layer's share of the dense model's multiply-accumulates, in [0, 1], are
+    None where they are not known.
+    """
 
     name: str
     shape: tuple[int, ...]
     sparsity: float
-    threshold: float | None
+    threshold: float | None = None
+    dtype: str | None = None
+    mac_share: float | None = None
+
+
+# Header -> text of a row's cell. A column that is empty in every row is left out.
+_COLUMNS = {
+    "layer": lambda row: row.name or "(the model itself)",
+    "shape": lambda row: " x ".join(map(str, row.shape)),
+    "dtype": lambda row: row.dtype or "",
+    "sparsity": lambda row: f"{row.sparsity:.2%}",
+    "threshold": lambda row: "" if row.threshold is None else f"{row.threshold:.3g}",
+    "share of MACs": lambda row: "" if row.mac_share is None else f"{row.mac_share:.2%}",
+}
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """`layers`: the sparse ones. `dense`: module name -> why it was left dense. `print(report)` shows a table."""
+    """`layers`: the sparse ones. `dense`: name -> why it was left dense. `print(report)` shows a table."""
 
     layers: list[LayerRow]
     dense: dict[str, str]
@@ -49,27 +68,39 @@ class SparsityReport:
             "dense": dict(self.dense),
         }
 
-    def __str__(self) -> str:
-        table = Table(
-            title=f"sparsity {self.sparsity:.2%} of {self.weights:,} weights in {len(self.layers)} sparse layers"
-        )
-        table.add_column("layer", overflow="fold")
-        for header in ("shape", "sparsity", "threshold"):
-            table.add_column(header, justify="right", no_wrap=True)
+    def to_csv(self) -> str:
+        """One line per sparse layer, under a header; sparsity and share as fractions, shape as "64x16"."""
+        text = StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(LayerRow)], lineterminator="\n")
+        writer.writeheader()
         for row in self.layers:
-            threshold = "" if row.threshold is None else f"{row.threshold:.3g}"
-            table.add_row(row.name, " x ".join(map(str, row.shape)), f"{row.sparsity:.2%}", threshold)
-        parts = [table]
-        if self.dense:
-            left = Table(title="left dense")
-            left.add_column("module", overflow="fold")
-            left.add_column("why", overflow="fold")
-            for name, reason in self.dense.items():
-                left.add_row(name or "(the model itself)", reason)
-            parts.append(left)
-        console = Console(file=StringIO(), width=120)
-        console.print(*parts, sep="\n")
-        return console.file.getvalue().rstrip()
+            writer.writerow(asdict(row) | {"shape": "x".join(map(str, row.shape))})
+        return text.getvalue()
+
+    def parts(self) -> list[RenderableType]:
+        """The tables that make up the report, for a rich console."""
+        cells = {header: [cell(row) for row in self.layers] for header, cell in _COLUMNS.items()}
+        shown = {header: column for header, column in cells.items() if any(column) or header == "layer"}
+        title = f"sparsity {self.sparsity:.2%} of {self.weights:,} weights in {len(self.layers)} sparse layers"
+        parts: list[RenderableType] = [table(title, list(shown), zip(*shown.values(), strict=True))]
+        return parts + ([self._dense_table()] if self.dense else [])
+
+    def _dense_table(self) -> RenderableType:
+        return table("left dense", ["module", "why"], grouped(self.dense), words=2)
+
+    def __str__(self) -> str:
+        return as_text(self.parts())
+
+
+def grouped(dense: dict[str, str]) -> list[tuple[str, str]]:
+    """(name, why); names that differ in a block's number only, and share a reason, as one: `layers.*.norm (12)`."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in dense.items():
+        pattern = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        groups.setdefault((pattern, why), []).append(name or "(the model itself)")
+    return [
+        (names[0] if len(names) == 1 else f"{pattern} ({len(names)})", why) for (pattern, why), names in groups.items()
+    ]
 
 
 def sparsity_report(model: nn.Module) -> SparsityReport:

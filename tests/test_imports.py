@@ -28,13 +28,18 @@ LEVELS = {
     "flop_counter": 5,
     "packed": 5,
     "quantizer": 6,
+    "locate": 6,
+    "saved_model": 7,
+    "checkpoint_report": 8,
+    "checkpoint_diff": 8,
     "checkpoint": 5,
     "metrics": 5,
     "pipelines": 5,
     "callbacks": 6,
     "recorder": 6,
     "trainer": 7,
-    "__init__": 8,
+    "__init__": 9,
+    "cli": 10,
 }
 TORCH_ONLY = {"schedules", "functional", "methods", "config", "layers", "selection", "sparsify"}
 
