@@ -39,7 +39,7 @@ class TensorDiff:
         a, b: what each model has; None where it lacks the tensor.
         shared_zeros: number of elements that are zero in both. This and the next two are None unless the shapes agree.
         changed: number of elements that differ. NaN equals NaN, and 0.0 equals -0.0.
-        largest: the largest |a - b|, computed in float64; infinite where one value is NaN or infinite and the other not
+        max_difference: the max_difference |a - b|, computed in float64; infinite where one value is NaN or infinite and the other not
             the same.
     """
 
@@ -48,7 +48,7 @@ class TensorDiff:
     b: Side | None
     shared_zeros: int | None = None
     changed: int | None = None
-    largest: float | None = None
+    max_difference: float | None = None
 
     @property
     def what(self) -> str:
@@ -91,17 +91,17 @@ class CheckpointDiff:
     shared_zeros: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: an infinite `largest` is None."""
+        """Ready for JSON: an infinite `max_difference` is None."""
         totals = {name: getattr(self, name) for name in ("equal", "values", "zeros_a", "zeros_b", "shared_zeros")}
         return totals | {"different": [_as_dict(row) for row in self.different]}
 
     def parts(self) -> list[RenderableType]:
         """The table and the totals, for a rich console."""
-        lines = [
-            f"{self.equal} tensors are equal, {len(self.different)} differ",
-            f"zeros: {self.zeros_a / max(1, self.values):.2%} in A, {self.zeros_b / max(1, self.values):.2%} in B;"
-            f" {self.shared_zeros / max(1, self.zeros_a):.2%} of A's zeros are zeros in B",
-        ]
+        lines = [f"{self.equal} tensors are equal, {len(self.different)} differ"]
+        if self.zeros_a or self.zeros_b:
+            kept = f"; {self.shared_zeros / self.zeros_a:.2%} of A's zeros are zeros in B" if self.zeros_a else ""
+            shares = [f"{zeros / self.values:.2%}" for zeros in (self.zeros_a, self.zeros_b)]
+            lines.append(f"zeros: {shares[0]} in A, {shares[1]} in B{kept}")
         if not self.different:
             return lines
         headers = ["tensor", "differs in", "sparsity", "zeros", "Jaccard", "max |A - B|"]
@@ -143,7 +143,7 @@ def _compare(name: str, first: SavedModel, second: SavedModel, advance) -> Tenso
     if one is None or two is None or one.shape != two.shape:
         return TensorDiff(name, _side(first, name), _side(second, name))
     zeros_a = zeros_b = shared = changed = 0
-    largest = 0.0
+    max_difference = 0.0
     for x, y in zip(first.pieces(name), second.pieces(name), strict=True):
         zero_in_x, zero_in_y = is_zero(x), is_zero(y)
         zeros_a += int(np.count_nonzero(zero_in_x))
@@ -151,10 +151,10 @@ def _compare(name: str, first: SavedModel, second: SavedModel, advance) -> Tenso
         shared += int(np.count_nonzero(zero_in_x & zero_in_y))
         more, distance = _distance(x, y)
         changed += more
-        largest = max(largest, distance)
+        max_difference = max(max_difference, distance)
         advance(len(x))
     a, b = Side(one.shape, one.dtype, zeros_a), Side(two.shape, two.dtype, zeros_b)
-    return TensorDiff(name, a, b, shared, changed, largest)
+    return TensorDiff(name, a, b, shared, changed, max_difference)
 
 
 def _side(model: SavedModel, name: str) -> Side | None:
@@ -165,7 +165,7 @@ def _side(model: SavedModel, name: str) -> Side | None:
 
 
 def _distance(x: Tensor, y: Tensor) -> tuple[int, float]:
-    """How many elements differ, and the largest |x - y|."""
+    """How many elements differ, and the max_difference |x - y|."""
     if x.dtype == y.dtype and np.array_equal(x.view(torch.uint8).numpy(), y.view(torch.uint8).numpy()):
         return 0, 0.0
     a, b = x.double(), y.double()
@@ -183,8 +183,8 @@ def _as_dict(row: TensorDiff) -> dict[str, Any]:
     for side in ("a", "b"):
         if values[side] is not None:
             values[side]["sparsity"] = getattr(row, side).sparsity
-    if row.largest is not None and math.isinf(row.largest):
-        values["largest"] = None
+    if row.max_difference is not None and math.isinf(row.max_difference):
+        values["max_difference"] = None
     return values
 
 
@@ -196,7 +196,7 @@ def _cells(row: TensorDiff) -> list[str]:
         " -> ".join(dict.fromkeys(sparsity)),
         "" if row.zeros_gained is None else f"+{row.zeros_gained:,} -{row.zeros_lost:,}",
         "" if row.jaccard is None else f"{row.jaccard:.4f}",
-        "" if row.largest is None else f"{row.largest:.3g}",
+        "" if row.max_difference is None else f"{row.max_difference:.3g}",
     ]
 
 

@@ -185,7 +185,7 @@ def _plotter():
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise ValueError('--plot needs matplotlib: pip install "hf-autosparse[plots]"') from error
+        raise ValueError(str(error)) from error  # names the extra to install
     return plot_layers
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,29 @@ def test_json_or_csv(models):
     assert result.exit_code == 2 and "give --json or --csv, not both" in result.stderr
 
 
+@pytest.fixture
+def plots():
+    if find_spec("hf_autosparse.plots") is None:
+        pytest.skip("hf_autosparse.plots is not there")
+
+
+def test_report_plot(models, tmp_path, plots):
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra plots")
+    result = run("report", models / "plain", "--plot", tmp_path / "layers.png")
+    assert result.exit_code == 0 and FC1 in result.stdout
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    result = run("report", models / "plain", "--plot", tmp_path / "layers.txt")
+    assert (result.exit_code, result.stdout) == (2, "") and ".png" in result.stderr
+
+
+def test_report_plot_without_matplotlib(models, tmp_path, plots, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or "hf_autosparse.plot" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("report", models / "plain", "--plot", tmp_path / "layers.png")
+    assert (result.exit_code, result.stdout) == (2, "") and 'pip install "hf-autosparse[plots]"' in result.stderr
+
+
 # ---- pack, unpack ----
 
 
@@ -170,6 +194,18 @@ def test_diff(a, models):
     assert "45 tensors are equal, 2 differ" in result.stdout
 
 
+def saved(path, **tensors):
+    save_file({name.replace("_", "."): tensor for name, tensor in tensors.items()}, path)
+    return path
+
+
+def test_diff_of_dense_models(tmp_path):
+    a, b = (saved(tmp_path / f"{n}.safetensors", w=torch.full((2, 2), float(n))) for n in (1, 2))
+    assert str(checkpoint_diff(a, a)) == "1 tensors are equal, 0 differ"
+    zero = saved(tmp_path / "zero.safetensors", w=torch.zeros(2, 2))
+    assert str(checkpoint_diff(b, zero)).endswith("0 tensors are equal, 1 differ\nzeros: 0.00% in A, 100.00% in B")
+
+
 def test_diff_json(models):
     result = run("diff", models / "plain", models / "other", "--json")
     assert result.exit_code == 1
@@ -178,12 +214,7 @@ def test_diff_json(models):
     assert (values["equal"], weight["name"], weight["changed"]) == (45, f"{FC1}.weight", 2)
     assert (weight["a"]["zeros"], weight["b"]["zeros"], weight["shared_zeros"]) == (268, 268, 267)
     assert (weight["zeros_gained"], weight["zeros_lost"], weight["jaccard"]) == (1, 1, 267 / 269)
-    assert weight["largest"] == pytest.approx(3.0) and bias["largest"] == pytest.approx(1.0)
-
-
-def saved(path, **tensors):
-    save_file({name.replace("_", "."): tensor for name, tensor in tensors.items()}, path)
-    return path
+    assert weight["max_difference"] == pytest.approx(3.0) and bias["max_difference"] == pytest.approx(1.0)
 
 
 def test_diff_by_hand(tmp_path):
@@ -218,13 +249,15 @@ def test_diff_by_hand(tmp_path):
         "step": "1 values",  # equal as float64
     }
     rows = {row.name: row for row in diff.different}
-    assert rows["bad"].largest == float("inf") and rows["fp8"].largest == 2.0
+    assert rows["bad"].max_difference == float("inf") and rows["fp8"].max_difference == 2.0
     assert (rows["fp8"].zeros_gained, rows["fp8"].zeros_lost, rows["fp8"].jaccard) == (1, 1, 0.0)
     assert (rows["shape"].a.sparsity, rows["shape"].b.sparsity, rows["shape"].jaccard) == (1.0, 0.0, None)
     assert diff.equal == 1  # nan, in which -0.0 is 0.0
     assert (diff.zeros_a, diff.zeros_b, diff.shared_zeros) == (2, 2, 1)  # of the tensors that both have in one shape
-    assert rows["bad"].largest == float("inf")
-    assert [row["largest"] for row in json.loads(json.dumps(diff.to_dict(), allow_nan=False))["different"]][0] is None
+    assert rows["bad"].max_difference == float("inf")
+    assert [row["max_difference"] for row in json.loads(json.dumps(diff.to_dict(), allow_nan=False))["different"]][
+        0
+    ] is None
 
 
 # ---- methods, help, version ----
