@@ -39,8 +39,8 @@ class TensorDiff:
         a, b: what each model has; None where it lacks the tensor.
         shared_zeros: number of elements that are zero in both. This and the next two are None unless the shapes agree.
         changed: number of elements that differ. NaN equals NaN, and 0.0 equals -0.0.
-        max_difference: the max_difference |a - b|, computed in float64; infinite where one value is NaN or infinite and the other not
-            the same.
+        max_difference: the largest |a - b|, computed in float64; infinite where one value is NaN or infinite and the
+            other not the same.
     """
 
     name: str
@@ -143,7 +143,7 @@ def _compare(name: str, first: SavedModel, second: SavedModel, advance) -> Tenso
     if one is None or two is None or one.shape != two.shape:
         return TensorDiff(name, _side(first, name), _side(second, name))
     zeros_a = zeros_b = shared = changed = 0
-    max_difference = 0.0
+    largest = 0.0
     for x, y in zip(first.pieces(name), second.pieces(name), strict=True):
         zero_in_x, zero_in_y = is_zero(x), is_zero(y)
         zeros_a += int(np.count_nonzero(zero_in_x))
@@ -151,10 +151,10 @@ def _compare(name: str, first: SavedModel, second: SavedModel, advance) -> Tenso
         shared += int(np.count_nonzero(zero_in_x & zero_in_y))
         more, distance = _distance(x, y)
         changed += more
-        max_difference = max(max_difference, distance)
+        largest = max(largest, distance)
         advance(len(x))
     a, b = Side(one.shape, one.dtype, zeros_a), Side(two.shape, two.dtype, zeros_b)
-    return TensorDiff(name, a, b, shared, changed, max_difference)
+    return TensorDiff(name, a, b, shared, changed, largest)
 
 
 def _side(model: SavedModel, name: str) -> Side | None:
@@ -165,7 +165,7 @@ def _side(model: SavedModel, name: str) -> Side | None:
 
 
 def _distance(x: Tensor, y: Tensor) -> tuple[int, float]:
-    """How many elements differ, and the max_difference |x - y|."""
+    """How many elements differ, and the largest |x - y|."""
     if x.dtype == y.dtype and np.array_equal(x.view(torch.uint8).numpy(), y.view(torch.uint8).numpy()):
         return 0, 0.0
     a, b = x.double(), y.double()

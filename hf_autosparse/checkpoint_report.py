@@ -13,13 +13,14 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 
 from .checkpoint import NATIVE_STATE
+from .flop_counter import layer_fraction, training_fraction
 from .packed_format import Entry, PackedFile
 from .progress import progress_bar
 from .report import LayerRow, SparsityReport, grouped
 from .saved_model import FLOATING, SavedModel, zeros_in
 from .tables import table
 from .trajectory import FILE_NAME as TRAJECTORY
-from .trajectory import Trajectory
+from .trajectory import Moment, Trajectory
 
 # A padding row of an embedding, or small values that bfloat16 rounds to 0, do not make a layer sparse.
 LEAST_SPARSITY = 0.01
@@ -41,8 +42,9 @@ class CheckpointReport(SparsityReport):
         packed: number of tensors in the packed format.
         values: number of floating-point values in all tensors, biases, norms and embeddings included.
         zeros: how many of them are zero.
-        inference_fraction: theoretical FLOPs of a forward pass, relative to the dense model's; None where no trajectory
-            tells what the layers cost.
+        inference_fraction, training_fraction: theoretical FLOPs relative to the dense model's (see `flop_counter`);
+            None where no trajectory tells what the layers cost.
+        training_unknown: why `training_fraction` is not known although the costs are.
     """
 
     source: str
@@ -51,9 +53,11 @@ class CheckpointReport(SparsityReport):
     values: int
     zeros: int
     inference_fraction: float | None
+    training_fraction: float | None
+    training_unknown: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        totals = ("source", "stored_bytes", "packed", "values", "zeros", "inference_fraction")
+        totals = ("source", "stored_bytes", "packed", "values", "zeros", "inference_fraction", "training_fraction")
         return {name: getattr(self, name) for name in totals} | super().to_dict()
 
     def parts(self) -> list[RenderableType]:
@@ -62,6 +66,10 @@ class CheckpointReport(SparsityReport):
         lines = [f"zeros: {share:.2%} of all {self.values:,} values. Size: {decimal(self.stored_bytes)}{form}"]
         if self.inference_fraction is not None:
             lines.append(f"theoretical FLOPs of inference: {self.inference_fraction:.2%} of the dense model's")
+        if self.training_fraction is not None:
+            lines.append(f"theoretical FLOPs of training: {self.training_fraction:.2%} of the dense model's")
+        if self.training_unknown is not None:
+            lines.append(f"theoretical FLOPs of training: not known. {self.training_unknown}")
         return super().parts() + lines
 
     def _dense_table(self) -> RenderableType:
@@ -113,6 +121,8 @@ def checkpoint_report(path_or_repo: str | os.PathLike, progress: bool = False) -
             values=sum(model.entries[name].count for name in zeros),
             zeros=sum(zeros.values()),
             inference_fraction=run.inference_fraction({row.name: row.sparsity for row in rows}),
+            training_fraction=run.training_fraction,
+            training_unknown=run.training_unknown,
         )
 
 
@@ -173,30 +183,36 @@ class _Run:
     thresholds: dict[str, float]
     sparsity: dict[str, float]  # the last that was recorded, of the layers that were trained sparse
     macs: dict[str, int]
+    training_fraction: float | None = None
+    training_unknown: str | None = None
 
     @classmethod
     def beside(cls, model: SavedModel) -> _Run:
         if not (model.directory / TRAJECTORY).is_file():
             thresholds = _native_thresholds(model.directory)
             return cls(thresholds, dict.fromkeys(thresholds, 0.0), {})
-        trajectory = Trajectory.load(model.directory)
-        macs = {name: cost.macs for name, cost in trajectory.layers.items()}
-        if not trajectory.moments:
-            return cls({}, dict.fromkeys(trajectory.sparse, 0.0), macs)
-        last = trajectory.moments[-1]
-        thresholds = dict(zip(trajectory.sparse, last.threshold or (), strict=False))
-        return cls(thresholds, dict(zip(trajectory.sparse, last.sparsity, strict=True)), macs)
+        run = Trajectory.load(model.directory)
+        macs = {name: cost.macs for name, cost in run.layers.items()}
+        unsaid = (0.0,) * len(run.sparse)
+        last = run.moments[-1] if run.moments else Moment(0, 0.0, None, unsaid, unsaid, None)
+        thresholds = dict(zip(run.sparse, last.threshold or (), strict=False))
+        sparsity = dict(zip(run.sparse, last.sparsity, strict=True))
+        if not any(macs.values()):
+            return cls(thresholds, sparsity, {})
+        try:
+            return cls(thresholds, sparsity, macs, training_fraction(run))
+        except ValueError as error:  # such as a run whose beginning was not recorded
+            return cls(thresholds, sparsity, macs, None, str(error))
 
     def mac_share(self, layer: str) -> float | None:
         return self.macs[layer] / sum(self.macs.values()) if layer in self.macs else None
 
     def inference_fraction(self, sparsity: dict[str, float]) -> float | None:
-        """The share of multiply-accumulates whose weight is not zero. `sparsity`: as found in the files; a layer that
-        they call by another name counts with its recorded one."""
+        """`sparsity`: as found in the files. A layer that they call by another name counts with its recorded one."""
         if not self.macs:
             return None
-        kept = sum((1 - (self.sparsity | sparsity).get(layer, 0.0)) * macs for layer, macs in self.macs.items())
-        return kept / sum(self.macs.values())
+        found = self.sparsity | sparsity
+        return layer_fraction(list(self.macs.values()), [1 - found.get(layer, 0.0) for layer in self.macs])
 
 
 def _native_thresholds(directory: Path) -> dict[str, float]:

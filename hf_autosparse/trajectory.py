@@ -103,16 +103,22 @@ def _trajectory(values: dict[str, Any]) -> Trajectory:
         raise ValueError(f"steps do not increase: {steps}")
     done = values.get("steps_done")
     return Trajectory(
-        max_steps=int(values["max_steps"]),
+        max_steps=_count(values["max_steps"]),
         sparse=sparse,
-        layers={name: LayerCost(int(c["macs"]), int(c["weights"])) for name, c in values["layers"].items()},
+        layers={name: LayerCost(_count(c["macs"]), _count(c["weights"])) for name, c in values["layers"].items()},
         moments=moments,
-        steps_done=None if done is None else int(done),
+        steps_done=None if done is None else _count(done),
     )
 
 
+def _count(value: Any) -> int:
+    if not 0 <= int(value) < 2**63:
+        raise ValueError(f"{value!r:.40} is no count")
+    return int(value)
+
+
 def _moment(values: dict[str, Any], layers: int) -> Moment:
-    step, alpha, threshold = int(values["step"]), values["alpha"], values["threshold"]
+    step, alpha, threshold = _count(values["step"]), values["alpha"], values["threshold"]
 
     def column(name: str) -> tuple[float, ...]:
         numbers = tuple(float(value) for value in values[name])

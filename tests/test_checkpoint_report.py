@@ -111,6 +111,8 @@ def test_a_run_of_ours(directory):
     assert (second.name, second.threshold, second.mac_share) == (FFN[1], 0.4, 0.1)
     assert report.dense["model.shared.weight"] == "1.67% zeros"  # the padding row; the run did not train it sparse
     assert report.inference_fraction == pytest.approx(1 - 0.5 * 0.3 - 0.5 * 0.1)
+    forward = 1 - 0.1 * 0.4, 1 - 0.5 * 0.4  # of the 9 steps with a dense weight gradient, and of the last one
+    assert report.training_fraction == pytest.approx((9 * (2 * forward[0] + 1) / 3 + forward[1]) / 10)
 
 
 def test_layers_that_the_saved_model_calls_otherwise(tmp_path):
@@ -136,6 +138,23 @@ def test_thresholds_of_a_native_state(granularity, tmp_path):
     report = checkpoint_report(tmp_path)
     assert {row.name: row.threshold for row in report.layers} == pytest.approx(expected)
     assert report.sparsity == pytest.approx(sparsity(model)) and report.inference_fraction is None
+
+
+def test_a_run_whose_beginning_is_not_recorded(tmp_path):
+    save_file({"a.weight": torch.eye(4)}, tmp_path / "model.safetensors")
+    moment = Moment(5, 1.0, None, (0.5,), (0.0,), (0.3,))
+    Trajectory(9, ["a"], {"a": LayerCost(8, 16)}, [moment]).save(tmp_path)
+    report = checkpoint_report(tmp_path)
+    assert (report.inference_fraction, report.training_fraction) == (0.25, None)
+    assert "theoretical FLOPs of training: not known. the trajectory does not begin at step 0" in str(report)
+
+
+def test_costs_of_nothing(tmp_path):
+    save_file({"a.weight": torch.eye(4)}, tmp_path / "model.safetensors")
+    Trajectory(9, ["a"], {"a": LayerCost(0, 16)}, [Moment(0, 0.0, None, (0.5,), (0.0,), None)]).save(tmp_path)
+    report = checkpoint_report(tmp_path)
+    assert (report.inference_fraction, report.training_fraction, report.training_unknown) == (None, None, None)
+    assert report.layers[0].mac_share is None and "FLOPs" not in str(report)
 
 
 def test_a_trajectory_without_moments(directory, tmp_path):
@@ -213,6 +232,7 @@ def test_text(directory):
     assert "│ model.encoder.layers.0.fc1 │ 24 x 16 │   F32 │   50.00% │       0.3 │        30.00% │" in text
     assert "biases" in text or "no weight matrix (bias, norm, ...)" in text
     assert "theoretical FLOPs of inference: 80.00% of the dense model's" in text
+    assert "theoretical FLOPs of training: 95.60% of the dense model's" in text
 
 
 def test_dict_and_csv(directory):
@@ -377,6 +397,7 @@ def trajectory(**changes):
 DAMAGED = [
     "{", "[]", "3", "null", "[" * 100_000, '{"format_version": 2}', '{"format_version": 1}',
     trajectory(macs="x"), trajectory(macs=float("nan")), trajectory(macs=-1), trajectory(macs=1e999),
+    trajectory(macs=10**400), trajectory(max_steps=10**400), trajectory(step=-1), trajectory(steps_done=[]),
     trajectory(max_steps=float("inf")), trajectory(sparse=3), trajectory(moments=[[]]), trajectory(layers=[]),
     trajectory(sparsity=[float("nan")]), trajectory(sparsity=[2]), trajectory(threshold=[float("inf")]),
 ]  # fmt: skip
