@@ -134,7 +134,14 @@ def test_report_plot(models, tmp_path, plots):
 def test_report_plot_without_matplotlib(models, tmp_path, plots, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or "hf_autosparse.plot" in name]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    class Absent:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "matplotlib":
+                raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
     result = run("report", models / "plain", "--plot", tmp_path / "layers.png")
     assert (result.exit_code, result.stdout) == (2, "") and 'pip install "hf-autosparse[plots]"' in result.stderr
 
