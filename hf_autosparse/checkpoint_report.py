@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -83,9 +84,9 @@ def checkpoint_report(path_or_repo: str | os.PathLike, progress: bool = False) -
     """Report on a saved model: ours or anybody's, plain or packed, one file or sharded.
 
     Every plain tensor is read once, a few megabytes at a time; of a packed one only the header, which tells the number
-    of its zeros. Thresholds and costs come from the run's `autosparse_trajectory.json` beside the model, or thresholds
-    from a checkpoint's native state. Those name layers as the live model does; a layer that the saved model calls
-    otherwise (transformers renames some) has neither.
+    of its zeros (unpacking checks it). Thresholds and costs come from the run's `autosparse_trajectory.json` beside the
+    model, or thresholds from a checkpoint's native state. Those name layers as the live model does; a layer that the
+    saved model calls otherwise (transformers renames some) has neither.
 
     Args:
         path_or_repo: the directory of a saved model, one .safetensors file, or a repository of the Hub.
@@ -111,7 +112,8 @@ def checkpoint_report(path_or_repo: str | os.PathLike, progress: bool = False) -
             )
             for layer, name in sparse.items()
         ]
-        dense = {name: _why_dense(name, model.entries, zeros) for name in model.entries if name not in sparse.values()}
+        listed = set(sparse.values())
+        dense = {name: _why_dense(name, model.entries, zeros) for name in model.entries if name not in listed}
         return CheckpointReport(
             rows,
             dense,
@@ -225,4 +227,4 @@ def _native_thresholds(directory: Path) -> dict[str, float]:
             if name.endswith(_THRESHOLD) and entry.dtype in FLOATING and entry.count:
                 total = sum(torch.sigmoid(piece.float()).sum().item() for piece in file.pieces(name))
                 thresholds[name.removesuffix(_THRESHOLD)] = total / entry.count
-    return thresholds
+    return {name: threshold for name, threshold in thresholds.items() if math.isfinite(threshold)}

@@ -411,6 +411,13 @@ def test_a_damaged_trajectory(content, tmp_path):
         checkpoint_report(tmp_path)
 
 
+def test_a_threshold_that_diverged(tmp_path):
+    save_file({"a.weight": torch.eye(4)}, tmp_path / "model.safetensors")
+    state = {"a.weight": torch.eye(4), "a.sparsifier.threshold": torch.tensor([float("nan")])}
+    save_file(state, tmp_path / "autosparse_state.safetensors")
+    assert [row.threshold for row in checkpoint_report(tmp_path).layers] == [None]
+
+
 def test_a_damaged_native_state(tmp_path):
     save_file({"a.weight": torch.eye(4)}, tmp_path / "model.safetensors")
     (tmp_path / "autosparse_state.safetensors").write_bytes(b"nothing")
