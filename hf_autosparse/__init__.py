@@ -10,6 +10,7 @@ from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify,
 if TYPE_CHECKING:
     from .callbacks import AutoSparseCallback
     from .flop_counter import FlopsReport, flops
+    from .hub import push_to_hub
     from .packed import pack, unpack
     from .packed_format import PackedFormatError
     from .report import SparsityReport, sparsity_report
@@ -27,6 +28,7 @@ _LAZY = {
     "PackedFormatError": "packed_format",
     "flops": "flop_counter",
     "pack": "packed",
+    "push_to_hub": "hub",
     "unpack": "packed",
     "SparsityReport": "report",
     "sparsity_report": "report",
@@ -46,6 +48,7 @@ __all__ = [
     "folded",
     "layer_sparsity",
     "pack",
+    "push_to_hub",
     "sparse_layers",
     "sparsify",
     "sparsity",

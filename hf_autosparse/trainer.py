@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Seq2SeqTrainer, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerCallback
 
 from . import checkpoint
@@ -28,12 +29,13 @@ from .sparsify import (
     sparsifier_parameters,
     sparsify,
 )
+from .trainer_hub import HubMixin, without_token
 from .trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
 
-class AutoSparseMixin:
+class AutoSparseMixin(HubMixin):
     """Put before a Trainer class: `class MyTrainer(AutoSparseMixin, SFTTrainer)`.
 
     Args:
@@ -78,12 +80,12 @@ class AutoSparseMixin:
     def _sparsified(self, model: nn.Module) -> nn.Module:
         if not sparse_layers(model):
             self.sparse_config = self.sparse_config or AutoSparseConfig()
-            return sparsify(model, self.sparse_config)
+            return self._tagged(sparsify(model, self.sparse_config))
         config = record_of(model).config
         if self.sparse_config is not None and self.sparse_config != config:
             raise ValueError("sparse_config differs from the one the model was sparsified with: pass None or the same")
         self.sparse_config = config
-        return model
+        return self._tagged(model)
 
     def call_model_init(self, trial=None) -> nn.Module:
         return self._sparsified(super().call_model_init(trial))
@@ -253,6 +255,7 @@ class AutoSparseMixin:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         staging = checkpoint.staging_directory(directory)
         super()._save(str(staging), state_dict=deployable_state_dict(model, state_dict))
+        torch.save(without_token(self.args), staging / TRAINING_ARGS_NAME)
         self.sparse_config.save_pretrained(staging)
         if self.trajectory is not None:
             self.trajectory.save(staging)

@@ -18,6 +18,7 @@ LEVELS = {
     "progress": 0,
     "tables": 0,
     "trajectory": 0,
+    "layer_types": 0,
     "methods": 1,
     "config": 2,
     "layers": 2,
@@ -35,11 +36,15 @@ LEVELS = {
     "checkpoint": 5,
     "metrics": 5,
     "pipelines": 5,
+    "model_card": 6,
     "callbacks": 6,
     "recorder": 6,
-    "trainer": 7,
-    "__init__": 9,
-    "cli": 10,
+    "upload": 7,
+    "trainer_hub": 8,
+    "trainer": 9,
+    "hub": 9,
+    "__init__": 10,
+    "cli": 11,
 }
 TORCH_ONLY = {"schedules", "functional", "methods", "config", "layers", "selection", "sparsify"}
 
