@@ -21,8 +21,10 @@ from huggingface_hub.utils import yaml_dump
 from transformers.modelcard import TASK_MAPPING
 
 from .config import AutoSparseConfig
+from .flop_counter import layer_fraction, training_fraction
 from .layer_types import layer_type
 from .report import SparsityReport
+from .trajectory import Trajectory
 
 PACKED_LIBRARY = "hf_autosparse"
 _BEGIN, _END = "<!-- hf_autosparse: {} -->", "<!-- end of {} -->"
@@ -70,9 +72,11 @@ class Measured:
     figures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in self.dense.items():
-            if not _is_number(value):
-                raise ValueError(f"dense_metrics[{name!r}] = {value!r} is not allowed: use a finite number")
+        for field_name, values in {"metrics": self.evaluation.metrics, "dense_metrics": self.dense}.items():
+            for name, value in values.items():
+                if not _is_number(value):
+                    raise ValueError(f"{field_name}[{name!r}] = {value!r} is not allowed: use a finite number")
+        for name in self.dense:
             if name not in self.evaluation.metrics:
                 known = list(self.evaluation.metrics)
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
@@ -120,6 +124,29 @@ def last_evaluation(log_history: list[dict[str, Any]], global_step: int, best_st
     if newest["step"] == weights_of:
         return Evaluation(metrics, f"Evaluated at {where}, with the weights of this model.")
     return Evaluation(metrics, f"Evaluated at {where}; the weights of this model are those of step {weights_of}.")
+
+
+def theoretical_flops(trajectory: Trajectory | None, report: SparsityReport) -> TheoreticalFlops | None:
+    """From what the layers of a run cost: inference with the sparsity of `report`, training over the run's moments.
+
+    None where the costs were not measured; `training` is None where the run's beginning was not.
+    """
+    macs = {name: cost.macs for name, cost in trajectory.layers.items()} if trajectory is not None else {}
+    if not any(macs.values()):
+        return None
+    recorded = trajectory.moments[-1].sparsity if trajectory.moments else [0.0] * len(trajectory.sparse)
+    sparsity = dict(zip(trajectory.sparse, recorded, strict=True)) | {row.name: row.sparsity for row in report.layers}
+    inference = layer_fraction(list(macs.values()), [1 - sparsity.get(name, 0.0) for name in macs])
+    try:
+        training = training_fraction(trajectory)
+    except ValueError:  # resumed from a checkpoint without a trajectory, or not begun
+        training = None
+    return TheoreticalFlops(sum(macs.values()), inference, training)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Parameters of the model as it is deployed: thresholds and the like do not count, tied weights count once."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".sparsifier." not in name)
 
 
 def _is_metric(name: str, value: Any) -> bool:

@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
-from . import hub, model_card
+from . import model_card, upload
 from .model_card import Evaluation, Loading, Measured
 from .report import sparsity_report
 
@@ -59,7 +59,7 @@ class HubMixin:
         evaluation = Evaluation(evaluation.metrics | dict(metrics or {}), evaluation.moment)
         measured = self._measured(evaluation, dense_metrics or {})
         super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / hub.CARD
+        path = Path(self.args.output_dir) / upload.CARD
         card = ModelCard.load(path)
         model = self._deployed()
         card.text = card.text.replace(_FROM_NOTHING, "This model was trained from scratch on")
@@ -93,19 +93,21 @@ class HubMixin:
 
     def _measured(self, evaluation: Evaluation, dense_metrics: Mapping[str, float]) -> Measured:
         model = self._deployed()
+        report = sparsity_report(model)
         return Measured(
-            sparsity_report(model),
-            hub.parameter_count(model),
+            report,
+            model_card.parameter_count(model),
             self.sparse_config,
             evaluation,
             dense_metrics,
-            figures=hub.figures(self.args.output_dir),
+            model_card.theoretical_flops(self.trajectory, report),
+            upload.figures(self.args.output_dir),
         )
 
     # ---- Pushing ----
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        with hub.explained_refusal(self.args.hub_model_id or Path(self.args.output_dir).name):
+        with upload.explained_refusal(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(token=token, private=private)
 
     def push_to_hub(
@@ -149,8 +151,8 @@ class HubMixin:
             "revision": revision or self.args.hub_revision,
         }
         if blocking:
-            return self._send(directory, hub.public_files(directory), packed=packed, **push)
-        snapshot = self._snapshot({"model": hub.public_files(directory)})
+            return self._send(directory, upload.public_files(directory), packed=packed, **push)
+        snapshot = self._snapshot({"model": upload.public_files(directory)})
         return self._in_background(snapshot, [{"packed": packed, **push}])
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -167,13 +169,13 @@ class HubMixin:
             message = f"Training in progress, epoch {int(self.state.epoch)}"
         push = {"message": message, "token": self.args.hub_token, "revision": self.args.hub_revision}
         self._clear_left_overs()
-        around = hub.without_weights(hub.public_files(self.args.output_dir))
-        folders = {"model": around | hub.public_files(checkpoint_folder)}
+        around = upload.without_weights(upload.public_files(self.args.output_dir))
+        folders = {"model": around | upload.public_files(checkpoint_folder)}
         uploads = [push]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             name = "last-checkpoint" if last else Path(checkpoint_folder).name
-            folders[name] = hub.checkpoint_files(checkpoint_folder)
+            folders[name] = upload.checkpoint_files(checkpoint_folder)
             uploads.append(push | {"message": f"{message}, checkpoint", "folder": name})
         self._in_background(self._snapshot(folders), uploads)
 
@@ -187,14 +189,25 @@ class HubMixin:
     # ---- Uploads ----
 
     def _send(
-        self, directory: Path, files: dict[str, Path], *, message, token, revision, folder="", packed=False
+        self,
+        directory: Path,
+        files: dict[str, Path],
+        *,
+        message: str,
+        token: str | None,
+        revision: str | None,
+        folder: str = "",
+        packed: bool = False,
     ) -> CommitInfo:
-        self._hub = self._hub or hub.hub_api()
+        self._hub = self._hub or upload.hub_api()
         settings = {"token": token, "revision": revision}
-        with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch, hub.explained_refusal(self.hub_model_id):
+        with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch, upload.explained_refusal(self.hub_model_id):
             if packed:
-                files = hub.packed_files(directory, files, Path(scratch) / "packed", self.hub_model_id)
-            return hub.commit(self._hub, self.hub_model_id, files, message, folder=folder, **settings)
+                files, sizes = upload.packed_files(directory, files, Path(scratch) / "packed")
+                loading = Loading(self.hub_model_id, upload.model_class_of(directory), packed, sizes)
+                card = model_card.describe_loading(ModelCard.load(files[upload.CARD]), loading)
+                files[upload.CARD] = str(card).encode()
+            return upload.commit(self._hub, self.hub_model_id, files, message, folder=folder, **settings)
 
     def _snapshot(self, folders: dict[str, dict[str, Path]]) -> Path:
         """Freeze the files of an upload in the background: training goes on, and deletes older checkpoints.
@@ -223,14 +236,14 @@ class HubMixin:
 
         def job() -> CommitInfo:
             try:
-                for upload in uploads:
-                    directory = snapshot / upload.get("folder", "model")
-                    commit = self._send(directory, hub.checkpoint_files(directory), **upload)
+                for settings in uploads:
+                    directory = snapshot / settings.get("folder", "model")
+                    commit = self._send(directory, upload.checkpoint_files(directory), **settings)
                 return commit
             finally:
                 shutil.rmtree(snapshot)
 
-        self._hub = self._hub or hub.hub_api()
+        self._hub = self._hub or upload.hub_api()
         future = self._hub.run_as_future(job)
         if self.push_in_progress is None or self.push_in_progress.is_done():
             for old in self.push_in_progress.jobs if self.push_in_progress is not None else []:

@@ -18,9 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, TrainerCallback
 
-from hf_autosparse import AutoSparseConfig, finalize, pack, push_to_hub, sparse_layers, sparsify, sparsity
+from hf_autosparse import AutoSparseConfig, finalize, flops, pack, push_to_hub, sparse_layers, sparsify, sparsity
+from hf_autosparse.checkpoint_report import checkpoint_report
 from hub_server import TOKEN, HubServer
-from tiny import StopAt, assert_same_state, tiny_trainer, tiny_translator
+from tiny import StopAt, assert_same_state, tiny_pairs, tiny_trainer, tiny_translator
 
 # huggingface_hub's own, when it sends a file
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -86,6 +87,11 @@ def loaded(repo_id, **kwargs):
     return AutoModelForSeq2SeqLM.from_pretrained(repo_id, **kwargs)
 
 
+def batch():
+    """What the trainer's first batch was, in shape."""
+    return {name: torch.stack([pair[name] for pair in tiny_pairs(4)]).clamp(min=0) for name in ("input_ids", "labels")}
+
+
 def assert_deployed(model, sparse_model):
     """`model` is what `sparse_model` computes with."""
     for name, layer in sparse_layers(sparse_model).items():
@@ -109,7 +115,7 @@ def test_pushed_model_loads_and_its_card_states_what_was_measured(hub, tmp_path)
 
     files = hub.repos["me/translator"].files
     expected = {".gitattributes", "README.md", "autosparse_config.json", "config.json", "generation_config.json"}
-    assert files.keys() == expected | {"model.safetensors"}
+    assert files.keys() == expected | {"model.safetensors", "autosparse_trajectory.json"}
     assert_deployed(loaded("me/translator"), trainer.model)
 
     card = ModelCard.load("me/translator")
@@ -124,6 +130,9 @@ def test_pushed_model_loads_and_its_card_states_what_was_measured(hub, tmp_path)
     keys = [layer.sparse_weight() for name, layer in sparse_layers(trainer.model).items() if name.endswith("k_proj")]
     share = sum(int((w == 0).sum()) for w in keys) / sum(w.numel() for w in keys)
     assert f"| attention key | 3 | 768 | {share:.2%} |" in card.text
+    report = flops(trainer.model, batch(), trainer.trajectory)
+    assert f"| inference | {report.inference_fraction:.4f} |" in card.text
+    assert f"| training | {report.training_fraction:.4f} |" in card.text and f"{report.macs:,} for one" in card.text
     assert 'from_pretrained("me/translator")' in card.text and "import hf_autosparse" not in card.text
     assert "trained from scratch" in card.text and "learning_rate: 0.01" in card.text  # Trainer's own part
     assert card.content == (tmp_path / "run" / "README.md").read_text()
@@ -350,7 +359,7 @@ def test_directory_is_pushed_with_its_own_card_kept(hub, tmp_path):
     card = ModelCard.load("me/model")
     assert card.data.license == "mit" and card.data.tags == ["mine", "sparse", "autosparse"]
     assert "My words." in card.text and "| `test_bleu` | 37.77 | 37.17 | -1.59% |" in card.text
-    assert f"**{sparsity(model):.2%}**" in card.text
+    assert f"**{checkpoint_report(tmp_path / 'model').sparsity:.2%}**" in card.text
     files = {".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors"}
     assert hub.repos["me/model"].files.keys() == files | {"runs/events.out.tfevents.1"}
     for name, weight in loaded("me/model").state_dict().items():
@@ -402,6 +411,12 @@ def test_what_is_no_saved_model_is_refused_before_anything_is_made_on_the_hub(hu
         push_to_hub(tmp_path / "model", "me/model")
     with pytest.raises(ValueError, match="dense_metrics has 'bleu', which was not measured.*measured were test_bleu"):
         push_to_hub(sparse_translator(), "me/model", metrics={"test_bleu": 1.0}, dense_metrics={"bleu": 2.0})
+    with pytest.raises(ValueError, match=r"metrics\['test_bleu'\] = inf is not allowed: use a finite number"):
+        push_to_hub(sparse_translator(), "me/model", metrics={"test_bleu": float("inf")})
+    with pytest.raises(ValueError, match="processing_class goes with a model; with a directory, save it there first"):
+        push_to_hub(tmp_path / "model", "me/model", processing_class=object())
+    with pytest.raises(ValueError, match="no weight is packed, or has enough zeros"):
+        push_to_hub(tiny_translator(), "me/model", packed=True)
     assert not hub.repos
 
 

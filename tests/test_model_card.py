@@ -18,8 +18,10 @@ from hf_autosparse.model_card import (
     insert,
     last_evaluation,
     new_card,
+    theoretical_flops,
 )
 from hf_autosparse.report import LayerRow, SparsityReport
+from hf_autosparse.trajectory import LayerCost, Moment, Trajectory
 from tiny import SPARSE, tiny_trainer
 
 REPORT = SparsityReport(
@@ -131,6 +133,20 @@ def test_flops_are_called_theoretical():
     assert "## Theoretical FLOPs" in text and "Counted, not timed" in text and "4,089,000,000" in text
     assert "| inference | 0.1875 |" in text and "| training | 0.3206 |" in text
     assert "| training |" not in new_card(measured(flops=TheoreticalFlops(10, 0.5)), PLAIN).text
+
+
+def test_flops_of_a_trajectory():
+    """Two layers of 100 and 300 MACs; the second is sparse: 0 for 2 steps, then 0.8; its weight gradient is dense."""
+    moments = [Moment(0, 0.0, 1.0, (0.0,), (0.0,), None), Moment(2, 1.0, 0.5, (0.8,), (0.0,), None)]
+    run = Trajectory(4, ["b"], {"a": LayerCost(100, 10), "b": LayerCost(300, 30)}, moments)
+    report = SparsityReport([LayerRow("b", (3, 10), 0.9)], {})  # of the weights that are uploaded
+    result = theoretical_flops(run, report)
+    assert result.macs == 400 and result.inference == pytest.approx((100 + 30) / 400)
+    sparse_step = (2 * (100 + 60) / 400 + 1) / 3
+    assert result.training == pytest.approx((1 + sparse_step) / 2)
+    assert theoretical_flops(Trajectory(4, ["b"], run.layers, moments[1:]), report).training is None
+    assert theoretical_flops(Trajectory(4, ["b"], {}, moments), report) is None
+    assert theoretical_flops(None, report) is None
 
 
 def test_what_was_not_measured_is_left_out():
