@@ -31,7 +31,7 @@ _FROM_NOTHING = "This model is a fine-tuned version of [](https://huggingface.co
 class HubMixin:
     """Trainer's methods for the Hub, for models whose weights must arrive whole. A part of `AutoSparseMixin`."""
 
-    _hub = None
+    _hub = None  # set once there is a repository
 
     # ---- The card ----
 
@@ -107,8 +107,16 @@ class HubMixin:
     # ---- Pushing ----
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        with upload.explained_refusal(self.args.hub_model_id or Path(self.args.output_dir).name):
-            super().init_hf_repo(token=token, private=private)
+        """Make the repository if it does not exist; `hub_model_id` is its full name afterwards."""
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        token = self.args.hub_token if token is None else token
+        private = self.args.hub_private_repo if private is None else private
+        self._hub = upload.hub_api()
+        with upload.explained_refusal(name):
+            self.hub_model_id = self._hub.create_repo(name, token=token, private=private, exist_ok=True).repo_id
+        self.push_in_progress = None
 
     def push_to_hub(
         self,
@@ -199,7 +207,6 @@ class HubMixin:
         folder: str = "",
         packed: bool = False,
     ) -> CommitInfo:
-        self._hub = self._hub or upload.hub_api()
         settings = {"token": token, "revision": revision}
         with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch, upload.explained_refusal(self.hub_model_id):
             if packed:
@@ -243,7 +250,6 @@ class HubMixin:
             finally:
                 shutil.rmtree(snapshot)
 
-        self._hub = self._hub or upload.hub_api()
         future = self._hub.run_as_future(job)
         if self.push_in_progress is None or self.push_in_progress.is_done():
             for old in self.push_in_progress.jobs if self.push_in_progress is not None else []:
