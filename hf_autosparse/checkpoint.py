@@ -116,6 +116,11 @@ def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None
     return None, passed_over
 
 
+def is_checkpoint(directory: str | os.PathLike) -> bool:
+    """Whether a directory is one of a run's `checkpoint-*`, by its name."""
+    return _CHECKPOINT_NAME.fullmatch(Path(directory).name) is not None
+
+
 def staging_directory(directory: str | os.PathLike) -> Path:
     """A fresh directory inside `directory` to write a model into before `publish`."""
     staging = Path(directory) / ".saving"

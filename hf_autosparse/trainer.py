@@ -19,6 +19,7 @@ from . import checkpoint
 from .callbacks import AutoSparseCallback
 from .config import AutoSparseConfig
 from .layers import SparseLayer
+from .plot_callback import PlotCallback
 from .recorder import TrajectoryRecorder
 from .sparsify import (
     deployable_state_dict,
@@ -76,6 +77,7 @@ class AutoSparseMixin(HubMixin):
         self._recorder = TrajectoryRecorder()
         self._first_batch: dict[str, Any] | None = None
         self.add_callback(self._recorder)
+        self.add_callback(PlotCallback(self))
 
     def _sparsified(self, model: nn.Module) -> nn.Module:
         if not sparse_layers(model):
@@ -260,6 +262,10 @@ class AutoSparseMixin(HubMixin):
         if self.trajectory is not None:
             self.trajectory.save(staging)
         checkpoint.publish(staging, directory)
+        if not checkpoint.is_checkpoint(directory):
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, PlotCallback):
+                    callback.draw(directory)
 
     def _save_checkpoint(self, model, trial) -> None:
         if self.args.should_save:
