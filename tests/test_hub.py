@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 
 TESTS = Path(__file__).parent
 PRIVATE = ("state", "manifest", "loss_", ".tmp", ".bin", ".pt", ".pth", ".pkl", ".saving", ".pushing", "checkpoint")
+PLOTS = {"plots/layers.png", "plots/training.png"}
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_pushed_model_loads_and_its_card_states_what_was_measured(hub, tmp_path)
 
     files = hub.repos["me/translator"].files
     expected = {".gitattributes", "README.md", "autosparse_config.json", "config.json", "generation_config.json"}
-    assert files.keys() == expected | {"model.safetensors", "autosparse_trajectory.json"}
+    assert files.keys() == expected | {"model.safetensors", "autosparse_trajectory.json"} | PLOTS
     assert_deployed(loaded("me/translator"), trainer.model)
 
     card = ModelCard.load("me/translator")
@@ -212,7 +213,7 @@ def test_every_commit_during_training_loads_without_this_package(hub, tmp_path, 
         for name, weight in loaded(str(source)).state_dict().items():
             assert torch.equal(model.state_dict()[name], weight), (commit.message, name)
         assert_public(name for name in commit.files if name.split("/")[0] not in folders)
-    assert {name.split("/")[0] for name in repo.files if "/" in name} == set(folders)
+    assert {name.split("/")[0] for name in repo.files if "/" in name} == {*folders, "plots"}
     for folder in folders:
         local = directory / ("checkpoint-4" if folder == "last-checkpoint" else folder)
         assert {name.removeprefix(f"{folder}/") for name in repo.files if name.startswith(f"{folder}/")} == {

@@ -383,8 +383,8 @@ def test_short_names():
     assert short_names(["m.a.b"], 48) == ["m.a.b"]
     assert short_names([""], 48) == ["(the model itself)"]
     assert short_names(["0123456789abcdef", "x"], 10) == ["01…9abcdef", "x"]
-    long = ["same_start.1" + "z" * 40, "same_start.2" + "z" * 40]
-    assert short_names(long, 20) == ["1" + "z" * 40, "2" + "z" * 40]  # alike if shortened
+    long = ["same_start." + "z" * 10 + middle + "z" * 30 for middle in "12"]
+    assert short_names(long, 20) == ["z" * 10 + middle + "z" * 30 for middle in "12"]  # alike if shortened
 
 
 # ---- Files ----
@@ -422,7 +422,12 @@ def test_a_failure_leaves_the_old_picture(tmp_path):
 def test_without_matplotlib_the_extra_is_named_and_pyplot_is_never_needed():
     program = """
 import sys
-sys.modules["matplotlib"] = None
+class NotInstalled:
+    def find_spec(self, name, *rest):
+        if name == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name=name)
+missing = NotInstalled()
+sys.meta_path.insert(0, missing)
 try:
     import hf_autosparse.plots
 except ImportError as error:
@@ -430,7 +435,7 @@ except ImportError as error:
     assert error.name == "matplotlib"
 else:
     raise AssertionError("imported")
-del sys.modules["matplotlib"]
+sys.meta_path.remove(missing)
 from hf_autosparse.plots import layers_figure
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
