@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -116,13 +115,7 @@ def test_json_or_csv(models):
     assert result.exit_code == 2 and "give --json or --csv, not both" in result.stderr
 
 
-@pytest.fixture
-def plots():
-    if find_spec("hf_autosparse.plots") is None:
-        pytest.skip("hf_autosparse.plots is not there")
-
-
-def test_report_plot(models, tmp_path, plots):
+def test_report_plot(models, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra plots")
     result = run("report", models / "plain", "--plot", tmp_path / "layers.png")
     assert result.exit_code == 0 and FC1 in result.stdout
@@ -131,7 +124,7 @@ def test_report_plot(models, tmp_path, plots):
     assert (result.exit_code, result.stdout) == (2, "") and ".png" in result.stderr
 
 
-def test_report_plot_without_matplotlib(models, tmp_path, plots, monkeypatch):
+def test_report_plot_without_matplotlib(models, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or "hf_autosparse.plot" in name]:
         monkeypatch.delitem(sys.modules, name)
 
