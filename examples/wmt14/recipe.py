@@ -7,14 +7,15 @@ from typing import Any
 
 import yaml
 
-SECTIONS = {"seed", "output_dir", "data", "tokenizer", "model", "training", "max_tokens", "evaluation", "sparse"}
-REQUIRED = SECTIONS - {"sparse"}
+REQUIRED = {"seed", "output_dir", "data", "tokenizer", "model", "training", "max_tokens", "evaluation"}
+SECTIONS = REQUIRED | {"sparse", "start_from"}
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     """Read a recipe, what it extends, and `section.key=value` overrides (numbers, true, false, null, JSON, or text).
 
-    `sparse: null` (or no such section) is a dense run.
+    `sparse: null` (or no such section) is a dense run. `start_from` is a saved model or a repository to train on from:
+    its tokenizer and its architecture stand for the sections `tokenizer` and `model`.
 
     Raises:
         FileNotFoundError: no such file.

@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     M2M100Config,
     M2M100ForConditionalGeneration,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     set_seed,
@@ -68,25 +69,21 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     data = DataConfig(**recipe["data"])
     with arguments.main_process_first(local=False, desc="preparing the data"):
         if not resume and arguments.process_index == 0:
-            train_tokenizer(load_split(data, "train").texts(), **recipe["tokenizer"]).save_pretrained(output)
+            start = recipe.get("start_from")
+            tokenizer = (
+                AutoTokenizer.from_pretrained(start)
+                if start is not None
+                else train_tokenizer(load_split(data, "train").texts(), **recipe["tokenizer"])
+            )
+            tokenizer.save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(output)
         splits = {
             split: TokenizedPairs.build(load_split(data, split), tokenizer, output / "_tokens" / split, data.max_length)
             for split in ("train", "validation")
         }
 
-    # Model: the pre-norm Transformer with sinusoidal positions and one embedding for source, target and output.
     set_seed(recipe["seed"])
-    model = M2M100ForConditionalGeneration(
-        M2M100Config(
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.eos_token_id,
-            **recipe["model"],
-        )
-    )
+    model = build_model(recipe, tokenizer)
 
     # Training. Tokens are those of both sides, without padding; the time includes evaluation and saving.
     sparse = recipe.get("sparse")
@@ -134,6 +131,23 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         (output / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses))
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def build_model(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> M2M100ForConditionalGeneration:
+    """The pre-norm Transformer with sinusoidal positions and one embedding for source, target and output, from scratch;
+    or the saved model that `start_from` names, plain or packed."""
+    if recipe.get("start_from") is not None:
+        return M2M100ForConditionalGeneration.from_pretrained(recipe["start_from"])
+    return M2M100ForConditionalGeneration(
+        M2M100Config(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            **recipe["model"],
+        )
+    )
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import train as example
+from hf_autosparse import pack
 from recipe import load_recipe
 from tiny import StopAt, assert_same_state
 
@@ -79,6 +80,22 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     texts = [(tmp_path / run / "hypotheses.txt").read_text() for run in ("whole", "killed")]
     assert texts[0] == texts[1]
     assert_same_state(*(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / run) for run in ("whole", "killed")))
+
+
+def test_sparse_model_is_trained_on_with_its_zeros_kept(tmp_path):
+    example.train(recipe(tmp_path / "first"))
+    pack(tmp_path / "first", tmp_path / "packed")
+    changes = [f"start_from={tmp_path}/packed", "model.d_model=999", "tokenizer.vocab_size=999"]
+    example.train(recipe(tmp_path / "second", "demo_dense", *changes, 'sparse={"method": "fixed_mask"}'))
+    first, second = (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / run).state_dict() for run in ("first", "second"))
+    changed = 0
+    for name, weight in first.items():
+        if (weight == 0).any() and ".fc" in name and name.endswith("weight"):
+            assert torch.equal(weight == 0, second[name] == 0), name
+            changed += not torch.equal(weight, second[name])
+    assert changed > 0
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / run).get_vocab() for run in ("first", "second")]
+    assert tokenizers[0] == tokenizers[1]
 
 
 def test_two_process_smoke_run_is_really_launched(tmp_path):
