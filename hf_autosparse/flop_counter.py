@@ -24,16 +24,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .layers import SparseLayer, sparse_class
+from .tables import as_text, table
 from .trajectory import Trajectory
 
 # ---- Fractions, on numbers alone ----
@@ -224,23 +222,18 @@ class FlopsReport:
         title = f"theoretical inference FLOPs {self.inference_fraction:.2%} of dense"
         if self.training_fraction is not None:
             title += f", training FLOPs {self.training_fraction:.2%}"
-        table = Table(title=title, show_footer=True)
-        table.add_column("layer", "all layers", overflow="fold")
-        table.add_column("kind", no_wrap=True)
+        headers = ["layer", "kind", "MACs", "share", "weights", "density", "sparse MACs"]
         weights = sum(row.weights for row in self.layers)
-        footers = {"MACs": f"{self.macs:,}", "share": "100.00%", "weights": f"{weights:,}", "density": ""}
-        footers["sparse MACs"] = f"{self.sparse_macs:,}"
-        for header, footer in footers.items():
-            table.add_column(header, footer, justify="right", no_wrap=True)
-        for row in self.layers:
-            numbers = f"{row.macs:,}", f"{row.macs / self.macs:.2%}", f"{row.weights:,}", f"{row.density:.2%}"
-            table.add_row(row.name or "(the model itself)", row.kind, *numbers, f"{round(row.macs * row.density):,}")
+        totals = ["all layers", "", f"{self.macs:,}", "100.00%", f"{weights:,}", "", f"{self.sparse_macs:,}"]
+        rows = [
+            (row.name or "(the model itself)", row.kind, f"{row.macs:,}", f"{row.macs / self.macs:.2%}")
+            + (f"{row.weights:,}", f"{row.density:.2%}", f"{round(row.macs * row.density):,}")
+            for row in self.layers
+        ]
         notes = [f"MACs of one example. Not counted in: attention products, {self.attention_macs:,} MACs"]
         if self.other_macs:
             notes.append(f"; weights outside the layers, {self.other_macs:,} MACs")
-        console = Console(file=StringIO(), width=140)
-        console.print(table, "".join(notes), sep="\n")
-        return console.file.getvalue().rstrip()
+        return as_text([table(title, headers, rows, words=2, totals=totals), "".join(notes)], width=140)
 
 
 def flops(model: nn.Module, example_inputs: Any, trajectory: Trajectory | None = None) -> FlopsReport:

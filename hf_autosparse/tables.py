@@ -17,15 +17,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> Table:
-    """A table whose first `words` columns hold text, folded where it is too long, and the others numbers."""
+def table(
+    title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1, totals: Sequence[str] = ()
+) -> Table:
+    """A table whose first `words` columns hold text, folded where it is too long, and the others numbers.
+
+    `totals`: a last row below a rule.
+    """
     title = printable(title)
-    result = Table(title=Text(title, "italic"), min_width=len(title))
+    result = Table(title=Text(title, "italic"), min_width=len(title), show_footer=bool(totals))
     for i, header in enumerate(headers):
+        footer = totals[i] if totals else ""
         if i < words:
-            result.add_column(header, overflow="fold")
+            result.add_column(header, footer, overflow="fold")
         else:
-            result.add_column(header, justify="right", no_wrap=True)
+            result.add_column(header, footer, justify="right", no_wrap=True)
     for row in rows:
         result.add_row(*(Text(printable(cell)) for cell in row))
     return result
