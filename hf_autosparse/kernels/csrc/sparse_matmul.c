@@ -1,0 +1,315 @@
+/* Y = X W^T + bias for a SparseMatrix W, in float32. Compiled once per instruction set; ISA is its name.
+
+   Threads share out tiles of tokens or chunks of rows. Every sum is one thread's, in an order that depends on the
+   weight and on the number of tokens only: results are the same to the bit for any number of threads. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "sparse_matrix.h"
+#include "vectors.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define EXPORT(name) JOIN(JOIN(name, _), ISA)
+
+typedef struct {
+    const float *value;
+    const uint8_t *column;
+} Entries;
+
+/* Four columns by one load: taken apart in a register, because loads are what runs out first. */
+INLINE uint32_t four_columns(const uint8_t *column)
+{
+    uint32_t c;
+    memcpy(&c, column, sizeof c);
+    return c;   /* little-endian: the first column is the lowest byte */
+}
+
+/* ---- One token: the four lanes of a vector are the four rows of a slice ---- */
+
+INLINE v4 gather(const float *x, const uint8_t *column)
+{
+    const uint32_t c = four_columns(column);
+    return (v4){x[c & 255], x[c >> 8 & 255], x[c >> 16 & 255], x[c >> 24]};
+}
+
+static Entries slices1(const uint16_t *length, const uint8_t *order, int slices, Entries e, const float *x, float *y)
+{
+    for (int s = 0; s < slices && length[s]; s++, order += SLICE) {
+        v4 a = gather(y, order), b = splat4(0);
+        int n = length[s];
+        for (; n >= 2; n -= 2, e.value += 8, e.column += 8) {
+            a += load4(e.value) * gather(x, e.column);
+            b += load4(e.value + 4) * gather(x, e.column + 4);
+        }
+        if (n) {
+            a += load4(e.value) * gather(x, e.column);
+            e.value += 4;
+            e.column += 4;
+        }
+        a += b;
+        UNROLL for (int r = 0; r < SLICE; r++) y[order[r]] = a[r];
+    }
+    return e;
+}
+
+/* ---- Several tokens: tiles of three sizes, the largest such that one block of it stays in the L1 cache ---- */
+
+#if defined(__AVX512F__)
+#define SMALL 8
+#define MIDDLE 16
+#define LARGE 32
+#elif defined(__AVX2__)
+#define SMALL 8
+#define MIDDLE 16
+#define LARGE 24
+#else
+#define SMALL 4
+#define MIDDLE 8
+#define LARGE 16
+#endif
+
+#define TOKENS SMALL
+#define WIDTH SMALL
+#include "sparse_tile.h"
+
+#define TOKENS MIDDLE
+#define WIDTH WIDEST
+#include "sparse_tile.h"
+
+#define TOKENS LARGE
+#define WIDTH WIDEST
+#include "sparse_tile.h"
+
+static Entries slices(int tokens, const uint16_t *length, const uint8_t *order, int count, Entries e, const float *x,
+                      float *y)
+{
+    switch (tokens) {
+    case 1: return slices1(length, order, count, e, x, y);
+    case SMALL: return JOIN(slices, SMALL)(length, order, count, e, x, y);
+    case MIDDLE: return JOIN(slices, MIDDLE)(length, order, count, e, x, y);
+    default: return JOIN(slices, LARGE)(length, order, count, e, x, y);
+    }
+}
+
+static int tile_for(int64_t tokens)
+{
+    return tokens > MIDDLE ? LARGE : tokens > SMALL ? MIDDLE : SMALL;
+}
+
+/* ---- Between the caller's layout and a tile's, which is [features][tokens] ---- */
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t i4 __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+INLINE void transpose(v4 r[4])
+{
+    const v4 a = SHUFFLE(r[0], r[1], 0, 4, 1, 5), b = SHUFFLE(r[2], r[3], 0, 4, 1, 5);
+    const v4 c = SHUFFLE(r[0], r[1], 2, 6, 3, 7), d = SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE(a, b, 0, 1, 4, 5);
+    r[1] = SHUFFLE(a, b, 2, 3, 6, 7);
+    r[2] = SHUFFLE(c, d, 0, 1, 4, 5);
+    r[3] = SHUFFLE(c, d, 2, 3, 6, 7);
+}
+
+/* A sum of x - x stays 0 until it meets an infinity or a NaN. */
+static int is_clean(v4 poison) { return poison[0] + poison[1] + poison[2] + poison[3] == 0; }
+
+static int all_finite(const float *x, int64_t n)
+{
+    v4 poison = splat4(0);
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) poison += load4(x + i) - load4(x + i);
+    for (; i < n; i++) poison[0] += x[i] - x[i];
+    return is_clean(poison);
+}
+
+/* Copy `left` tokens of X [tokens][features] into a tile, with zeros for those up to `tokens`. Returns whether all of
+   them are finite. */
+static int load_tokens(const float *X, int64_t ldx, int left, int64_t features, int tokens, float *x)
+{
+    v4 poison = splat4(0);
+    int t = 0;
+    for (; t + 4 <= left; t += 4) {
+        int64_t k = 0;
+        for (; k + 4 <= features; k += 4) {
+            v4 r[4];
+            UNROLL for (int i = 0; i < 4; i++) {
+                r[i] = load4(X + (t + i) * ldx + k);
+                poison += r[i] - r[i];
+            }
+            transpose(r);
+            UNROLL for (int i = 0; i < 4; i++) store4(x + (k + i) * tokens + t, r[i]);
+        }
+        for (; k < features; k++)
+            for (int i = 0; i < 4; i++) {
+                const float value = X[(t + i) * ldx + k];
+                poison[0] += value - value;
+                x[k * tokens + t + i] = value;
+            }
+    }
+    for (; t < tokens; t++)
+        for (int64_t k = 0; k < features; k++) {
+            const float value = t < left ? X[t * ldx + k] : 0;
+            poison[0] += value - value;
+            x[k * tokens + t] = value;
+        }
+    return is_clean(poison);
+}
+
+static void store_tokens(const float *y, int64_t rows, int tokens, float *Y, int64_t ldy, int left)
+{
+    int t = 0;
+    for (; t + 4 <= left; t += 4) {
+        int64_t n = 0;
+        for (; n + 4 <= rows; n += 4) {
+            v4 r[4];
+            UNROLL for (int i = 0; i < 4; i++) r[i] = load4(y + (n + i) * tokens + t);
+            transpose(r);
+            UNROLL for (int i = 0; i < 4; i++) store4(Y + (t + i) * ldy + n, r[i]);
+        }
+        for (; n < rows; n++)
+            for (int i = 0; i < 4; i++) Y[(t + i) * ldy + n] = y[n * tokens + t + i];
+    }
+    for (; t < left; t++)
+        for (int64_t n = 0; n < rows; n++) Y[t * ldy + n] = y[n * tokens + t];
+}
+
+/* The same for X [features][tokens], as the pixels of an image are: nothing to transpose. */
+static int load_pixels(const float *X, int64_t ldx, int left, int64_t features, int tokens, float *x)
+{
+    v4 poison = splat4(0);
+    for (int64_t k = 0; k < features; k++, X += ldx, x += tokens) {
+        if (left < tokens) memset(x + left, 0, (tokens - left) * sizeof(float));
+        memcpy(x, X, left * sizeof(float));
+        for (int t = 0; t < tokens; t += 4) poison += load4(x + t) - load4(x + t);
+    }
+    return is_clean(poison);
+}
+
+static void store_pixels(const float *y, int64_t rows, int tokens, float *Y, int64_t ldy, int left)
+{
+    for (int64_t n = 0; n < rows; n++) memcpy(Y + n * ldy, y + n * tokens, left * sizeof(float));
+}
+
+/* ---- The product ---- */
+
+typedef struct {
+    const SparseMatrix *m;
+    const float *X, *bias;
+    float *Y;
+    int64_t tokens, ldx, ldy;
+    int pixels;   /* X [features][tokens] and Y [rows][tokens] */
+} Product;
+
+/* Columns of the result for one chunk of rows and one tile. y [rows of the chunk, rounded up to 4][tokens]. */
+static void chunk_times_tile(const SparseMatrix *m, int64_t chunk, const float *x, const float *bias, int tokens,
+                             float *y)
+{
+    const int64_t blocks = ceil_div(m->cols, BLOCK), first = m->first_row[chunk];
+    const int rows = (int)(m->first_row[chunk + 1] - first), count = (int)ceil_div(rows, SLICE);
+    memset(y, 0, count * SLICE * tokens * sizeof(float));
+    if (bias && tokens == 1) memcpy(y, bias + first, rows * sizeof(float));
+    if (bias && tokens > 1)
+        for (int r = 0; r < rows; r++)
+            for (int t = 0; t < tokens; t += 4) store4(y + r * tokens + t, splat4(bias[first + r]));
+    const int64_t slice = first / SLICE * blocks;
+    Entries e = {m->value + m->first_step[chunk] * SLICE, m->column + m->first_step[chunk] * SLICE};
+    for (int64_t b = 0; b < blocks; b++)
+        e = slices(tokens, m->length + slice + b * count, m->order + (slice + b * count) * SLICE, count, e,
+                   x + b * BLOCK * tokens, y);
+}
+
+typedef struct {
+    int64_t begin, end, stride;
+} Range;
+
+/* A share of the work: a range of chunks times a range of tiles. Returns as autosparse_matmul. */
+static int work(const Product *p, Range chunks, Range tiles)
+{
+    const SparseMatrix *m = p->m;
+    float y[CHUNK * LARGE] __attribute__((aligned(64)));
+    if (tiles.begin >= tiles.end || chunks.begin == chunks.end) return 0;
+    if (p->tokens == 1 && !p->pixels) {
+        if (!all_finite(p->X, m->cols)) return 1;
+        for (int64_t c = chunks.begin; c < chunks.end; c++) {
+            const int64_t first = m->first_row[c];
+            chunk_times_tile(m, c, p->X, p->bias, 1, y);
+            memcpy(p->Y + first, y, (m->first_row[c + 1] - first) * sizeof(float));
+        }
+        return 0;
+    }
+    const int64_t widest = tile_for(p->tokens);
+    void *memory;
+    if (posix_memalign(&memory, 64, m->cols * widest * sizeof(float))) return -1;
+    float *x = memory;
+    int status = 0;
+    for (int64_t i = tiles.begin; i < tiles.end && !status; i += tiles.stride) {
+        const int64_t t = i * widest;
+        const int left = (int)(p->tokens - t < widest ? p->tokens - t : widest), tokens = tile_for(left);
+        const int clean = p->pixels ? load_pixels(p->X + t, p->ldx, left, m->cols, tokens, x)
+                                    : load_tokens(p->X + t * p->ldx, p->ldx, left, m->cols, tokens, x);
+        status = !clean;
+        for (int64_t c = chunks.begin; c < chunks.end && !status; c++) {
+            const int64_t first = m->first_row[c], rows = m->first_row[c + 1] - first;
+            chunk_times_tile(m, c, x, p->bias, tokens, y);
+            if (p->pixels) store_pixels(y, rows, tokens, p->Y + first * p->ldy + t, p->ldy, left);
+            else store_tokens(y, rows, tokens, p->Y + t * p->ldy + first, p->ldy, left);
+        }
+    }
+    free(memory);
+    return status;
+}
+
+/* The first chunk of part i of n, each with about as many steps. */
+static int64_t part(const SparseMatrix *m, int i, int n)
+{
+    const int64_t target = m->first_step[m->chunks] * i / n;
+    int64_t c = 0;
+    if (i == n) return m->chunks;
+    while (c < m->chunks && m->first_step[c] + m->first_step[c + 1] < 2 * target) c++;
+    return c;
+}
+
+/* X [tokens, cols] and Y [tokens, rows], each row ldx or ldy floats after the last; with `pixels`, X [cols, tokens] and
+   Y [rows, tokens]. bias: [rows] or NULL.
+
+   Returns 0, or: 1 where an activation is infinite or NaN, with Y in an undefined state: in a dense product such a
+   value meets the zeros of W too and makes NaN, so the caller takes that. -1 for want of memory. */
+int EXPORT(autosparse_matmul)(const SparseMatrix *m, const float *X, int64_t ldx, float *Y, int64_t ldy, int64_t tokens,
+                              const float *bias, int pixels, int threads)
+{
+    const Product p = {m, X, bias, Y, tokens, ldx, ldy, pixels};
+    const int64_t tiles = ceil_div(tokens, tile_for(tokens));
+    const Range all = {0, m->chunks, 1};
+#ifdef _OPENMP
+    /* Waking a thread costs some microseconds: give each enough to do. */
+    const int64_t enough = m->first_step[m->chunks] * tiles / 2048;
+    if (threads > enough) threads = (int)enough;
+    if (threads > 1) {
+        int nonfinite = 0, failed = 0;
+        #pragma omp parallel num_threads(threads) reduction(| : nonfinite, failed)
+        {
+            /* As many tiles as can be are dealt out whole; the rows of the others are shared. */
+            const int id = omp_get_thread_num(), n = omp_get_num_threads();
+            const int64_t dealt = tiles / n * n;
+            int status = work(&p, all, (Range){id, dealt, n});
+            if (!status) status = work(&p, (Range){part(m, id, n), part(m, id + 1, n), 1}, (Range){dealt, tiles, 1});
+            nonfinite |= status > 0;
+            failed |= status < 0;
+        }
+        return failed ? -1 : nonfinite;
+    }
+#endif
+    (void)threads;
+    return work(&p, all, (Range){0, tiles, 1});
+}

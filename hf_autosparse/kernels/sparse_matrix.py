@@ -1,0 +1,100 @@
+"""A weight with zeros in the format of csrc/sparse_matrix.h, and its product with activations."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .binding import Library, threads
+
+_BLOCK, _SLICE = 256, 4  # as in csrc/sparse_matrix.h
+_ARRAYS = ("first_row", "first_step", "length", "order", "value", "column")
+
+
+class _Struct(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "cols", "chunks")] + [
+        (name, ctypes.c_void_p) for name in _ARRAYS
+    ]
+
+
+class SparseMatrix:
+    """`Y = X W^T (+ bias)` with the zeros of W skipped.
+
+    A result is the same to the bit however many threads compute it, and differs from the dense one by rounding.
+    Products may run in several threads at once.
+
+    Args:
+        weight: (rows, cols), float32, on the CPU, any strides, at least one row and one column. It is copied.
+        library: from `hf_autosparse.kernels.library()`.
+    """
+
+    def __init__(self, weight: Tensor, library: Library):
+        rows, cols = weight.shape
+        blocks, slices = -(-cols // _BLOCK), -(-rows // _SLICE)
+        count = torch.empty(blocks * rows, dtype=torch.int16)
+        work = torch.empty(rows, dtype=torch.int64)
+        arrays = {
+            "first_row": torch.empty(slices + 1, dtype=torch.int64),
+            "first_step": torch.empty(slices + 1, dtype=torch.int64),
+            "length": torch.empty(slices * blocks, dtype=torch.int16),
+            "order": torch.empty(slices * blocks * _SLICE, dtype=torch.uint8),
+        }
+        source = (weight.data_ptr(), *weight.stride())
+        chunks = library.plan(
+            *source, rows, cols, threads(), *(array.data_ptr() for array in (count, work, *arrays.values()))
+        )
+        steps = int(arrays["first_step"][chunks])
+        arrays["value"] = torch.zeros(steps * _SLICE, dtype=torch.float32)
+        arrays["column"] = torch.zeros(steps * _SLICE, dtype=torch.uint8)
+        self.rows, self.cols = rows, cols
+        self.arrays = arrays  # keeps the memory that the struct points to
+        self._struct = _Struct(rows, cols, chunks, *(arrays[name].data_ptr() for name in _ARRAYS))
+        self._pointer = ctypes.addressof(self._struct)
+        self._matmul = library.matmul
+        library.fill(self._pointer, *source, threads())
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the format takes."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """`x W^T + bias`.
+
+        Args:
+            x: (tokens, cols), float32, on the CPU, tokens > 0, stride 1 along the columns.
+            bias: (rows,), float32, contiguous.
+
+        Returns:
+            (tokens, rows), or None where an activation is infinite or NaN: take the dense product then, which
+            multiplies it with the zeros of W too.
+        """
+        tokens = x.shape[0]
+        y = torch.empty(tokens, self.rows)
+        return y if self._run(x, x.stride(0), y, self.rows, tokens, bias, 0) else None
+
+    def pixel_product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """`W x + bias` for every image of a batch: a 1x1 convolution.
+
+        Args:
+            x: (images, cols, pixels), float32, on the CPU, contiguous, not empty.
+            bias: (rows,), float32, contiguous.
+
+        Returns:
+            (images, rows, pixels), or None as in `product`.
+        """
+        images, _, pixels = x.shape
+        y = torch.empty(images, self.rows, pixels)
+        clean = [self._run(x[i], pixels, y[i], pixels, pixels, bias, 1) for i in range(images)]
+        return y if all(clean) else None
+
+    def _run(self, x, x_stride: int, y, y_stride: int, tokens: int, bias, pixels: int) -> bool:
+        bias_pointer = None if bias is None else bias.data_ptr()
+        status = self._matmul(
+            self._pointer, x.data_ptr(), x_stride, y.data_ptr(), y_stride, tokens, bias_pointer, pixels, threads()
+        )
+        if status < 0:
+            raise MemoryError(f"no memory for a tile of {self.cols} activations per token")
+        return status == 0

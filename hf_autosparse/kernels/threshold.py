@@ -1,0 +1,56 @@
+"""The annealed soft threshold by csrc/threshold.c: what `functional` computes, one pass each way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .binding import Library, threads
+
+
+def layout(weight: Tensor, threshold: Tensor) -> tuple[int, int, int] | None:
+    """(rows, columns, thresholds are by column) under which the kernel sees the weight, or None where it cannot.
+
+    It takes plain contiguous float32 tensors on the CPU with one threshold, one for each entry of the first dimension,
+    or one for each entry of the last.
+    """
+    for tensor in (weight, threshold):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+    size, count = weight.numel(), threshold.numel()
+    if size == 0:
+        return None
+    if count == 1:
+        return 1, size, 0
+    if threshold.dim() == weight.dim():
+        if count == threshold.shape[0] == weight.shape[0]:
+            return count, size // count, 0
+        if count == threshold.shape[-1] == weight.shape[-1]:
+            return size // count, count, 1
+    return None
+
+
+def forward(library: Library, weight: Tensor, threshold: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """`soft_threshold(weight, threshold)`, to the bit. `shape` is from `layout`."""
+    result = torch.empty_like(weight)
+    library.forward(weight.data_ptr(), threshold.data_ptr(), result.data_ptr(), *shape, threads())
+    return result
+
+
+def backward(
+    library: Library, weight: Tensor, threshold: Tensor, grad: Tensor, alpha: float, shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight (to the bit) and threshold (the same for any number of threads). `grad` is float32."""
+    grad = grad.contiguous()
+    grad_weight, grad_threshold = torch.empty_like(weight), torch.empty_like(threshold)
+    status = library.backward(
+        *(tensor.data_ptr() for tensor in (weight, threshold, grad)),
+        alpha,
+        grad_weight.data_ptr(),
+        grad_threshold.data_ptr(),
+        *shape,
+        threads(),
+    )
+    if status < 0:
+        raise MemoryError("no memory for the partial sums of the threshold's gradient")
+    return grad_weight, grad_threshold

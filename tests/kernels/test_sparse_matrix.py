@@ -1,0 +1,129 @@
+import threading
+
+import pytest
+import torch
+
+from hf_autosparse import kernels
+
+pytestmark = pytest.mark.skipif(
+    kernels.library() is None, reason=f"needs the C kernels, and this machine has none: {kernels.status()}"
+)
+SHAPES = [(1, 1), (3, 5), (5, 3), (4, 256), (257, 255), (7, 1030), (300, 64), (70, 513)]
+TOKENS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 24, 25, 33, 50]
+
+
+@pytest.fixture(params=kernels.supported_isas())
+def library(request):
+    chosen, reason = kernels._load(request.param)
+    if chosen is None:
+        pytest.skip(reason)
+    return chosen
+
+
+def weight_of(rows, cols, sparsity, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator)
+    return weight * (torch.rand(rows, cols, generator=generator) >= sparsity)
+
+
+def assert_exact(result, x, weight, bias):
+    """Rounding errors of a float32 sum: a few units in the last place of the sum of the magnitudes."""
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    magnitude = torch.nn.functional.linear(x.abs(), weight.abs(), bias.abs())
+    assert ((result - expected).abs() <= 4 * torch.finfo(torch.float32).eps * magnitude).all()
+
+
+def test_by_hand(library):
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, -3.0, 0.0]])
+    x = torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]])
+    matrix = kernels.SparseMatrix(weight, library)
+    assert matrix.product(x).tolist() == [[201, 0, -30], [402, 0, -60]]
+    assert matrix.product(x[:1], torch.tensor([0.5, 7.0, 0.0])).tolist() == [[201.5, 7, -30]]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_shape_sparsity_and_number_of_tokens(shape, library):
+    generator = torch.Generator().manual_seed(1)
+    for sparsity in (0.0, 0.5, 0.9, 1.0):
+        weight = weight_of(*shape, sparsity)
+        weight[: shape[0] // 3] = 0  # rows without entries
+        bias = torch.randn(shape[0], generator=generator)
+        matrix = kernels.SparseMatrix(weight, library)
+        for tokens in TOKENS:
+            x = torch.randn(tokens, shape[1], generator=generator)
+            assert_exact(matrix.product(x, bias), x, weight, bias)
+
+
+def test_strides(library):
+    """A transposed weight (Conv1D), rows of activations that lie apart, and a view that starts in between."""
+    weight = weight_of(40, 96, 0.8)
+    transposed = weight.T.contiguous().T
+    assert transposed.stride() == (1, 40)
+    x = torch.randn(20, 200)[3:, 50:146]
+    dense = kernels.SparseMatrix(weight, library).product(x.contiguous())
+    for matrix in (kernels.SparseMatrix(transposed, library), kernels.SparseMatrix(weight, library)):
+        assert torch.equal(matrix.product(x), dense)
+
+
+def test_the_same_bits_for_any_number_of_threads_and_every_time(library, monkeypatch):
+    weight, bias = weight_of(700, 520, 0.8), torch.randn(700)
+    matrix = kernels.SparseMatrix(weight, library)
+    for tokens in (1, 5, 30, 150, 400):
+        x = torch.randn(tokens, 520)
+        expected = matrix.product(x, bias)
+        assert_exact(expected, x, weight, bias)
+        for threads in (1, 2, 3, 7):
+            monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+            assert torch.equal(kernels.SparseMatrix(weight, library).product(x, bias), expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_activation_that_is_not_finite_is_reported(bad, library, monkeypatch):
+    matrix = kernels.SparseMatrix(weight_of(300, 515, 0.95), library)
+    for tokens in (1, 3, 8, 21, 130):
+        for position in (0, 511, 514):
+            x = torch.randn(tokens, 515)
+            x[tokens - 1, position] = bad
+            for threads in (1, 2):
+                monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+                assert matrix.product(x) is None
+    assert matrix.product(torch.full((2, 515), 3e38)) is not None  # large is not infinite
+    assert matrix.pixel_product(torch.full((1, 515, 9), bad)) is None
+
+
+def test_a_weight_that_is_not_finite_is_kept():
+    weight = torch.tensor([[float("nan"), 0.0], [0.0, float("inf")], [0.0, 1.0]])
+    result = kernels.SparseMatrix(weight, kernels.library()).product(torch.ones(1, 2))
+    assert result[0, 0].isnan() and result[0, 1:].tolist() == [float("inf"), 1]
+
+
+def test_pixels_are_a_one_by_one_convolution(library):
+    weight = weight_of(37, 50, 0.8)
+    bias, x = torch.randn(37), torch.randn(3, 50, 7, 7)
+    expected = torch.nn.functional.conv2d(x, weight[:, :, None, None], bias)
+    result = kernels.SparseMatrix(weight, library).pixel_product(x.flatten(2), bias)
+    torch.testing.assert_close(result.view_as(expected), expected)
+
+
+def test_threads_of_the_caller_do_not_disturb_each_other():
+    weight = weight_of(512, 512, 0.8)
+    matrix = kernels.SparseMatrix(weight, kernels.library())
+    inputs = [torch.randn(tokens, 512) for tokens in (1, 4, 30, 64)]
+    expected = [matrix.product(x) for x in inputs]
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            wrong.extend(1 for x, y in zip(inputs, expected, strict=True) if not torch.equal(matrix.product(x), y))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_memory_is_five_bytes_for_a_weight_that_is_not_zero():
+    matrix = kernels.SparseMatrix(weight_of(1024, 1024, 0.8), kernels.library())
+    assert matrix.bytes < 1024 * 1024 * 0.2 * 5 * 1.06
