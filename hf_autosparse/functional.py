@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from . import kernels
+
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """Eq. 1: `sign(w) * max(|w| - T, 0)`, computed as `w - clamp(w, -T, T)`: the same bits in two passes, not five.
@@ -35,6 +37,9 @@ def annealed_soft_threshold(
             among the `1 - backward_sparsity` largest by magnitude, or active. What lies outside B is not needed by
             either gradient, so a sparse kernel need not compute it; with alpha = 0, B is the active set.
     """
+    shape = None if backward_sparsity is not None and alpha > 0 else _kernel_layout(weight, threshold)
+    if shape is not None:
+        return _InOnePass.apply(weight, threshold, alpha, shape)
     return _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
 
 
@@ -52,19 +57,51 @@ class _AnnealedSoftThreshold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        weight, threshold = ctx.saved_tensors
-        magnitude = weight.abs()
-        active = magnitude > threshold.to(weight.dtype)
-        grad_weight = torch.where(active, grad, grad * ctx.alpha)
-        if ctx.backward_sparsity is not None and ctx.alpha > 0:
-            allowed = active | top_magnitude_mask(magnitude, 1.0 - ctx.backward_sparsity)
-            grad_weight = torch.where(allowed, grad_weight, 0)
-        grad_threshold = None
-        if ctx.needs_input_grad[1]:
-            accumulate = torch.promote_types(grad.dtype, torch.float32)
-            pull = (grad_weight * weight.sign()).to(accumulate)
-            grad_threshold = -pull.sum_to_size(threshold.shape).to(threshold.dtype)
-        return grad_weight, grad_threshold, None, None
+        return *_gradients(ctx, grad, ctx.alpha, ctx.backward_sparsity), None, None
+
+
+class _InOnePass(torch.autograd.Function):
+    """The same by the C kernels: one pass over the weight in each direction."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, threshold: Tensor, alpha: float, shape: tuple[int, int, int]) -> Tensor:
+        ctx.alpha, ctx.shape = alpha, shape
+        ctx.save_for_backward(weight, threshold)
+        return kernels.threshold.forward(kernels.library(), weight, threshold, shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        # Grad mode is on in a backward pass that is to be differentiated again: autograd must see the operations.
+        if torch.is_grad_enabled() or type(grad) is not Tensor:
+            return *_gradients(ctx, grad, ctx.alpha, None), None, None
+        gradients = kernels.threshold.backward(kernels.library(), *ctx.saved_tensors, grad, ctx.alpha, ctx.shape)
+        return *gradients, None, None
+
+
+def _gradients(ctx, grad: Tensor, alpha: float, backward_sparsity: float | None) -> tuple[Tensor, Tensor | None]:
+    weight, threshold = ctx.saved_tensors
+    magnitude = weight.abs()
+    active = magnitude > threshold.to(weight.dtype)
+    grad_weight = torch.where(active, grad, grad * alpha)
+    if backward_sparsity is not None and alpha > 0:
+        allowed = active | top_magnitude_mask(magnitude, 1.0 - backward_sparsity)
+        grad_weight = torch.where(allowed, grad_weight, 0)
+    grad_threshold = None
+    if ctx.needs_input_grad[1]:
+        accumulate = torch.promote_types(grad.dtype, torch.float32)
+        pull = (grad_weight * weight.sign()).to(accumulate)
+        grad_threshold = -pull.sum_to_size(threshold.shape).to(threshold.dtype)
+    return grad_weight, grad_threshold
+
+
+def _kernel_layout(weight: Tensor, threshold: Tensor) -> tuple[int, int, int] | None:
+    """How the C kernels see these tensors, or None where plain torch computes: other tensors, tracing, no library."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return None
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in (weight, threshold)):
+        return None
+    shape = kernels.threshold.layout(weight, threshold)
+    return shape if shape is not None and kernels.library() is not None else None
 
 
 def top_magnitude_mask(magnitude: Tensor, density: float) -> Tensor:
