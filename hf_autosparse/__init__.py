@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .callbacks import AutoSparseCallback
     from .flop_counter import FlopsReport, flops
     from .hub import push_to_hub
+    from .inference import InferenceReport, inference_report, to_inference
     from .packed import pack, unpack
     from .packed_format import PackedFormatError
     from .report import SparsityReport, sparsity_report
@@ -27,6 +28,9 @@ _LAZY = {
     "FlopsReport": "flop_counter",
     "PackedFormatError": "packed_format",
     "flops": "flop_counter",
+    "InferenceReport": "inference",
+    "inference_report": "inference",
+    "to_inference": "inference",
     "pack": "packed",
     "push_to_hub": "hub",
     "unpack": "packed",
@@ -41,11 +45,13 @@ __all__ = [
     "AutoSparseSeq2SeqTrainer",
     "AutoSparseTrainer",
     "FlopsReport",
+    "InferenceReport",
     "PackedFormatError",
     "SparsityReport",
     "finalize",
     "flops",
     "folded",
+    "inference_report",
     "layer_sparsity",
     "pack",
     "push_to_hub",
@@ -53,6 +59,7 @@ __all__ = [
     "sparsify",
     "sparsity",
     "sparsity_report",
+    "to_inference",
     "unpack",
 ]
 

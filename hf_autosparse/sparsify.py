@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import AutoSparseConfig
+from .inference_layers import InferenceLayer
 from .layers import SparseLayer, sparse_class, swap_in, swap_out
 from .methods import get_method
 from .selection import select_layers
@@ -124,7 +125,11 @@ def layer_sparsity(model: nn.Module) -> dict[str, float]:
     if not weights and record is not None:
         weights = {name: model.get_submodule(name).weight for name in record.sparse}
     if not weights:
-        weights = {name: m.weight for name, m in model.named_modules() if sparse_class(m) is not None}
+        weights = {
+            name: m.weight
+            for name, m in model.named_modules()
+            if sparse_class(m) is not None or isinstance(m, InferenceLayer)
+        }
     if not weights:
         return {}
     kept = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist()

@@ -28,6 +28,10 @@ LEVELS = {
     "config": 2,
     "layers": 2,
     "layers_conv1d": 3,
+    "inference_layers": 2,
+    "inference_conv1d": 3,
+    "crossover": 3,
+    "inference": 5,
     "selection": 3,
     "sparsify": 4,
     "report": 5,
@@ -53,7 +57,18 @@ LEVELS = {
     "cli": 11,
 }
 PACKAGES = {"methods", "kernels"}  # one level for all files of such a folder
-TORCH_ONLY = {"kernels", "schedules", "functional", "methods", "config", "layers", "selection", "sparsify"}
+TORCH_ONLY = {
+    "kernels",
+    "schedules",
+    "functional",
+    "methods",
+    "config",
+    "layers",
+    "inference_layers",
+    "crossover",
+    "selection",
+    "sparsify",
+}
 
 
 def imports(path: Path):

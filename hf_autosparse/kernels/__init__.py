@@ -13,11 +13,20 @@ import threading
 import torch
 
 from . import sparse_matrix, threshold
-from .binding import Library, bind, library_file, supported_isas, threads
+from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
 from .build import BuildError, instruction_sets
 from .sparse_matrix import SparseMatrix
 
-__all__ = ["Library", "SparseMatrix", "library", "sparse_matrix", "status", "threads", "threshold"]
+__all__ = [
+    "Library",
+    "SparseMatrix",
+    "cache_directory",
+    "library",
+    "sparse_matrix",
+    "status",
+    "threads",
+    "threshold",
+]
 
 logger = logging.getLogger(__name__)
 

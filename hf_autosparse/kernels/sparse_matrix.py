@@ -64,37 +64,34 @@ class SparseMatrix:
         """`x W^T + bias`.
 
         Args:
-            x: (tokens, cols), float32, on the CPU, tokens > 0, stride 1 along the columns.
-            bias: (rows,), float32, contiguous.
+            x: (..., cols), float32, on the CPU, contiguous, not empty.
+            bias: (rows,), float32, on the CPU, contiguous.
 
         Returns:
-            (tokens, rows), or None where an activation is infinite or NaN: take the dense product then, which
-            multiplies it with the zeros of W too.
+            (..., rows), or None where an activation is infinite or NaN: take the dense product then, which multiplies
+            it with the zeros of W too.
         """
-        tokens = x.shape[0]
-        y = torch.empty(tokens, self.rows)
-        return y if self._run(x, x.stride(0), y, self.rows, tokens, bias, 0) else None
+        y = torch.empty(*x.shape[:-1], self.rows)
+        return y if self._run(x, y, x.numel() // self.cols, bias, 0) else None
 
     def pixel_product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
         """`W x + bias` for every image of a batch: a 1x1 convolution.
 
         Args:
             x: (images, cols, pixels), float32, on the CPU, contiguous, not empty.
-            bias: (rows,), float32, contiguous.
+            bias: (rows,), float32, on the CPU, contiguous.
 
         Returns:
             (images, rows, pixels), or None as in `product`.
         """
         images, _, pixels = x.shape
         y = torch.empty(images, self.rows, pixels)
-        clean = [self._run(x[i], pixels, y[i], pixels, pixels, bias, 1) for i in range(images)]
+        clean = [self._run(x[i], y[i], pixels, bias, 1) for i in range(images)]
         return y if all(clean) else None
 
-    def _run(self, x, x_stride: int, y, y_stride: int, tokens: int, bias, pixels: int) -> bool:
+    def _run(self, x: Tensor, y: Tensor, tokens: int, bias: Tensor | None, pixels: int) -> bool:
         bias_pointer = None if bias is None else bias.data_ptr()
-        status = self._matmul(
-            self._pointer, x.data_ptr(), x_stride, y.data_ptr(), y_stride, tokens, bias_pointer, pixels, threads()
-        )
+        status = self._matmul(self._pointer, x.data_ptr(), y.data_ptr(), tokens, bias_pointer, pixels, threads())
         if status < 0:
             raise MemoryError(f"no memory for a tile of {self.cols} activations per token")
         return status == 0

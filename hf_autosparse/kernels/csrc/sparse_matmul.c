@@ -207,8 +207,8 @@ typedef struct {
     const SparseMatrix *m;
     const float *X, *bias;
     float *Y;
-    int64_t tokens, ldx, ldy;
-    int pixels;   /* X [features][tokens] and Y [rows][tokens] */
+    int64_t tokens, ldx, ldy;   /* ld: from one row of X or Y to the next */
+    int pixels;
 } Product;
 
 /* Columns of the result for one chunk of rows and one tile. y [rows of the chunk, rounded up to 4][tokens]. */
@@ -280,15 +280,14 @@ static int64_t part(const SparseMatrix *m, int i, int n)
     return c;
 }
 
-/* X [tokens, cols] and Y [tokens, rows], each row ldx or ldy floats after the last; with `pixels`, X [cols, tokens] and
-   Y [rows, tokens]. bias: [rows] or NULL.
+/* X [tokens][cols] and Y [tokens][rows]; with `pixels`, X [cols][tokens] and Y [rows][tokens]. bias: [rows] or NULL.
 
    Returns 0, or: 1 where an activation is infinite or NaN, with Y in an undefined state: in a dense product such a
    value meets the zeros of W too and makes NaN, so the caller takes that. -1 for want of memory. */
-int EXPORT(autosparse_matmul)(const SparseMatrix *m, const float *X, int64_t ldx, float *Y, int64_t ldy, int64_t tokens,
-                              const float *bias, int pixels, int threads)
+int EXPORT(autosparse_matmul)(const SparseMatrix *m, const float *X, float *Y, int64_t tokens, const float *bias,
+                              int pixels, int threads)
 {
-    const Product p = {m, X, bias, Y, tokens, ldx, ldy, pixels};
+    const Product p = {m, X, bias, Y, tokens, pixels ? tokens : m->cols, pixels ? tokens : m->rows, pixels};
     const int64_t tiles = ceil_div(tokens, tile_for(tokens));
     const Range all = {0, m->chunks, 1};
 #ifdef _OPENMP

@@ -1,0 +1,165 @@
+"""For which numbers of tokens is a layer faster sparse than dense on this machine? Measured, and kept in a file.
+
+Both layers are timed as they are called, in turns, the best time of each; the weights are random ones of the layer's
+shape, with zeros a little fewer than the layer has. They stay in the processor's caches meanwhile, which flatters the
+dense layer: inside a model both weights come from memory, and the dense one is larger.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import kernels
+from .inference_layers import EVERY_NUMBER, Ranges, swap_in
+
+logger = logging.getLogger(__name__)
+
+TOKENS = (1, 4, 16, 64, 256, 1024)
+SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+MARGIN = 1.05  # speed-up from which on the sparse layer is taken: noise must not make a model slower
+_FORMAT_VERSION = 1
+_ROUNDS, _SECONDS = 5, 0.03  # at least, of each measurement
+_MOST_WORK = 3e9  # multiply-adds of one dense call; beyond, the result for fewer tokens stands
+
+Speedups = dict[int, float]
+
+
+def ranges(speedups: Speedups) -> Ranges:
+    """The numbers of tokens to go sparse for: those measured faster, and those between two such neighbours.
+
+    Beyond the largest that was measured, the ratio no longer changes.
+    """
+    points = sorted(speedups)
+    found: list[tuple[int, float]] = []
+    for i, point in enumerate(points):
+        if speedups[point] < MARGIN:
+            continue
+        if i == len(points) - 1:
+            end = math.inf
+        else:
+            end = points[i + 1] if speedups[points[i + 1]] >= MARGIN else point
+        if found and found[-1][1] == point:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((point, end))
+    return tuple(found)
+
+
+class Crossover:
+    """The measurements of this machine, compiler, torch release and number of threads.
+
+    Args:
+        remeasure: forget what the cache says.
+    """
+
+    def __init__(self, remeasure: bool = False):
+        library = kernels.library()
+        self.machine = {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "library": library.path.stem,
+            "isa": library.isa,
+        }
+        digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = kernels.cache_directory() / f"crossover-{digest}.json"
+        self._known = {} if remeasure else self._read()
+        self._new: dict[str, Speedups] = {}
+
+    def speedups(self, layer: nn.Module, sparsity: float) -> Speedups:
+        """Number of tokens -> dense time / sparse time, for a layer of this kind, shape and sparsity.
+
+        Args:
+            layer: a Linear, Conv1D or 1x1 Conv2d (its pixels are the tokens).
+            sparsity: at least `SPARSITIES[0]`.
+        """
+        floor = max(step for step in SPARSITIES if step <= sparsity)
+        shape = "x".join(map(str, layer.weight.shape))
+        key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} {floor}"
+        if key not in self._known:
+            self._known[key] = self._new[key] = _measure(layer, floor)
+        return self._known[key]
+
+    def save(self) -> None:
+        """Add the new measurements to the file. A cache that cannot be written is no reason to fail, but is logged."""
+        if not self._new:
+            return
+        entries = {key: {str(n): ratio for n, ratio in s.items()} for key, s in (self._read() | self._new).items()}
+        content = {"format_version": _FORMAT_VERSION, "machine": self.machine, "speedups": entries}
+        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            os.replace(draft, self.path)
+        except OSError as error:
+            logger.warning("the measurements cannot be kept for the next time: %s", error)
+        else:
+            self._new = {}
+
+    def _read(self) -> dict[str, Speedups]:
+        try:
+            content = json.loads(self.path.read_text())
+            if content["format_version"] != _FORMAT_VERSION:
+                raise ValueError(f"format_version {content['format_version']!r}, expected {_FORMAT_VERSION}")
+            return {
+                key: {int(n): float(ratio) for n, ratio in entry.items()} for key, entry in content["speedups"].items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s is damaged and will be measured again: %s: %s", self.path, type(error).__name__, error)
+            return {}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith(("model name", "CPU part")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@torch.no_grad()
+def _measure(layer: nn.Module, sparsity: float) -> Speedups:
+    generator = torch.Generator().manual_seed(0)
+    dense = copy.deepcopy(layer)
+    weight = torch.randn(layer.weight.shape, generator=generator)
+    weight *= torch.rand(weight.shape, generator=generator) >= sparsity
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    sparse = copy.deepcopy(dense)
+    swap_in(sparse, EVERY_NUMBER)
+    inputs = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight.shape[1]
+    result = {}
+    for tokens in TOKENS:
+        if tokens > 1 and tokens * weight.numel() > _MOST_WORK:
+            break
+        shape = (1, inputs, 1, tokens) if isinstance(layer, nn.Conv2d) else (tokens, inputs)
+        x = torch.randn(shape, generator=generator)
+        seconds = best_times([lambda x=x: dense(x), lambda x=x: sparse(x)], _ROUNDS, _SECONDS)
+        result[tokens] = round(seconds[0] / seconds[1], 3)
+    return result
+
+
+def best_times(actions, rounds: int, seconds: float) -> list[float]:
+    """The shortest time of each action, all run in turns `rounds` times and `seconds` long at least."""
+    best = [math.inf] * len(actions)
+    start, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - start < seconds:
+        for i, action in enumerate(actions):
+            begin = time.perf_counter()
+            action()
+            best[i] = min(best[i], time.perf_counter() - begin)
+        done += 1
+    return best
