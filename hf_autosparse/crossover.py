@@ -1,8 +1,8 @@
 """For which numbers of tokens is a layer faster sparse than dense on this machine? Measured, and kept in a file.
 
-Both layers are timed as they are called, in turns, the best time of each; the weights are random ones of the layer's
-shape, with zeros a little fewer than the layer has. They stay in the processor's caches meanwhile, which flatters the
-dense layer: inside a model both weights come from memory, and the dense one is larger.
+Both layers are timed as they are called, in turns, the best time of each, with random weights of the layer's shape and
+about its number of zeros. For few tokens it matters where a weight comes from: a large model's from memory, a small
+one's from the processor's caches. So as many copies are gone through in turn as make up the model's size.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ MARGIN = 1.05  # speed-up from which on the sparse layer is taken: noise must no
 _FORMAT_VERSION = 1
 _ROUNDS, _SECONDS = 5, 0.03  # at least, of each measurement
 _MOST_WORK = 3e9  # multiply-adds of one dense call; beyond, the result for fewer tokens stands
+_FEW_TOKENS = 16  # up to here reading the weight takes longer than computing with it
+_LARGE = 64  # MiB of dense weights: more than caches hold
 
 Speedups = dict[int, float]
 
@@ -77,18 +79,20 @@ class Crossover:
         self._known = {} if remeasure else self._read()
         self._new: dict[str, Speedups] = {}
 
-    def speedups(self, layer: nn.Module, sparsity: float) -> Speedups:
+    def speedups(self, layer: nn.Module, sparsity: float, model_bytes: int) -> Speedups:
         """Number of tokens -> dense time / sparse time, for a layer of this kind, shape and sparsity.
 
         Args:
             layer: a Linear, Conv1D or 1x1 Conv2d (its pixels are the tokens).
             sparsity: at least `SPARSITIES[0]`.
+            model_bytes: of all weights that a forward pass of the model reads.
         """
-        floor = max(step for step in SPARSITIES if step <= sparsity)
+        floor = max(step for step in SPARSITIES if step <= sparsity + 0.005)
+        mebibytes = min(_LARGE, 2 ** int(math.log2(max(1, model_bytes / 2**20))))
         shape = "x".join(map(str, layer.weight.shape))
-        key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} {floor}"
+        key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} zeros={floor} model={mebibytes}MiB"
         if key not in self._known:
-            self._known[key] = self._new[key] = _measure(layer, floor)
+            self._known[key] = self._new[key] = _measure(layer, floor, mebibytes)
         return self._known[key]
 
     def save(self) -> None:
@@ -132,14 +136,17 @@ def _processor() -> str:
 
 
 @torch.no_grad()
-def _measure(layer: nn.Module, sparsity: float) -> Speedups:
+def _measure(layer: nn.Module, sparsity: float, mebibytes: int) -> Speedups:
     generator = torch.Generator().manual_seed(0)
-    dense = copy.deepcopy(layer)
     weight = torch.randn(layer.weight.shape, generator=generator)
     weight *= torch.rand(weight.shape, generator=generator) >= sparsity
-    dense.weight = nn.Parameter(weight, requires_grad=False)
+    dense = []
+    for _ in range(max(1, mebibytes * 2**20 // weight.nbytes)):
+        dense.append(copy.deepcopy(layer))
+        dense[-1].weight = nn.Parameter(weight.clone(), requires_grad=False)
     sparse = copy.deepcopy(dense)
-    swap_in(sparse, EVERY_NUMBER)
+    for module in sparse:
+        swap_in(module, EVERY_NUMBER)
     inputs = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight.shape[1]
     result = {}
     for tokens in TOKENS:
@@ -147,7 +154,9 @@ def _measure(layer: nn.Module, sparsity: float) -> Speedups:
             break
         shape = (1, inputs, 1, tokens) if isinstance(layer, nn.Conv2d) else (tokens, inputs)
         x = torch.randn(shape, generator=generator)
-        seconds = best_times([lambda x=x: dense(x), lambda x=x: sparse(x)], _ROUNDS, _SECONDS)
+        copies = len(dense) if tokens <= _FEW_TOKENS else 1
+        calls = [lambda x=x, modules=modules[:copies]: [module(x) for module in modules] for modules in (dense, sparse)]
+        seconds = best_times(calls, _ROUNDS, _SECONDS)
         result[tokens] = round(seconds[0] / seconds[1], 3)
     return result
 

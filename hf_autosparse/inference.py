@@ -155,6 +155,8 @@ class _Picker:
     def __init__(self, model: nn.Module, kernels_there: bool, remeasure: bool):
         self._kernels_there = kernels_there
         self._remeasure = remeasure
+        weights = {id(m.weight): m.weight.nbytes for m in model.modules() if inference_class(m) is not None}
+        self._model_bytes = sum(weights.values())
         self._crossover: Crossover | None = None
         self._bypassed = {
             id(child)
@@ -180,7 +182,7 @@ class _Picker:
             return zeros, (), "no C kernels on this machine"
         if self._crossover is None:
             self._crossover = Crossover(self._remeasure)
-        speedups = self._crossover.speedups(layer, zeros)
+        speedups = self._crossover.speedups(layer, zeros, self._model_bytes)
         return zeros, ranges(speedups), _reason(layer, speedups)
 
     def save(self) -> None:

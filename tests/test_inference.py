@@ -50,7 +50,7 @@ def speedups(monkeypatch):
     """Makes `_measure` give what a test wants, and counts its calls."""
     given = {"result": {1: 2.0, 16: 3.0}, "calls": 0}
 
-    def measure(layer, sparsity):
+    def measure(layer, sparsity, mebibytes):
         given["calls"] += 1
         return given["result"]
 
@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_logged(speedups, tmp_path, monkeypatc
 
 def test_a_real_measurement(fast_measuring):
     for layer in (nn.Linear(64, 48), Conv1D(48, 64), nn.Conv2d(64, 48, 1)):
-        result = crossover._measure(layer, 0.9)
+        result = crossover._measure(layer, 0.9, 1)
         assert list(result) == [1, 16] and all(ratio > 0 for ratio in result.values())
 
 

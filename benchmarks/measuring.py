@@ -1,0 +1,121 @@
+"""What the speed benchmarks share: interleaved timing, its summary, and results with the device they came from."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hf_autosparse import kernels
+from hf_autosparse.crossover import _processor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and of the kernels (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="a part of it, under a minute; writes nothing")
+    return parser.parse_args()
+
+
+def interleaved(actions: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each action in every round, all run in turns; the order is reversed from round to round.
+
+    `rounds` and `seconds` long at least, after one round that does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    order = list(actions)
+    for name in order:
+        actions[name]()
+    start = time.perf_counter()
+    while len(times[order[0]]) < rounds or time.perf_counter() - start < seconds:
+        for name in order:
+            begin = time.perf_counter()
+            actions[name]()
+            times[name].append(time.perf_counter() - begin)
+        order.reverse()
+    return times
+
+
+def summary(times: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Name -> median and spread of the seconds, and of the ratio to the baseline's time of the same round."""
+    result = {}
+    for name, seconds in times.items():
+        ratios = [base / own for base, own in zip(times[baseline], seconds, strict=True)]
+        low, high = _quartiles(ratios)
+        result[name] = {
+            "median_s": statistics.median(seconds),
+            "min_s": min(seconds),
+            "speedup": statistics.median(ratios),
+            "speedup_quartiles": [low, high],
+            "rounds": len(seconds),
+        }
+    return result
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def device() -> dict[str, object]:
+    """What the figures depend on."""
+    library = kernels.library()
+    packages = ("torch", "transformers", "scipy", "numpy")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "kernels": library.isa if library is not None else kernels.status(),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write(name: str, where: dict[str, object], settings: dict[str, object], results: list[dict[str, object]]) -> None:
+    """benchmarks/results/NAME.json, in one step."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}_{where['threads']}_threads.json"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps({"device": where, "settings": settings, "results": _rounded(results)}, indent=1) + "\n")
+    os.replace(draft, path)
+    print(f"wrote {path}")
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value
+
+
+def prune(weight: torch.Tensor, sparsity: float, uneven: bool = False) -> None:
+    """Zero the smallest magnitudes, in place. `uneven`: rows of very different scale, so that some keep far more."""
+    magnitude = weight.abs()
+    if uneven:
+        magnitude = magnitude * torch.randn(weight.shape[0], 1).mul(0.5).exp()
+    weight[magnitude <= magnitude.flatten().kthvalue(max(1, round(sparsity * weight.numel()))).values] = 0

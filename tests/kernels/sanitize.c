@@ -1,0 +1,124 @@
+/* Runs every kernel on odd shapes, in buffers of exactly the right size, and compares with plain loops.
+   Built with sanitizers by sanitize.sh. */
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sparse_matrix.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define CALL(name) JOIN(JOIN(autosparse_, name), JOIN(_, ISA))
+
+int64_t autosparse_plan(const float *, int64_t, int64_t, int64_t, int64_t, int, uint16_t *, int64_t *, int64_t *,
+                        int64_t *, uint16_t *, uint8_t *);
+void autosparse_fill(const SparseMatrix *, const float *, int64_t, int64_t, int);
+int CALL(matmul)(const SparseMatrix *, const float *, float *, int64_t, const float *, int, int);
+void CALL(forward)(const float *, const float *, float *, int64_t, int64_t, int, int);
+int CALL(backward)(const float *, const float *, const float *, float, float *, float *, int64_t, int64_t, int, int);
+
+static uint32_t state = 1;
+static float uniform(void) { return (float)((state = state * 1664525u + 1013904223u) >> 8) / (1 << 24); }
+
+static void *array(size_t count, size_t size)
+{
+    void *p = calloc(count ? count : 1, size);
+    if (!p) exit(2);
+    return p;
+}
+
+static float *noise(int64_t n)
+{
+    float *p = array(n, sizeof(float));
+    for (int64_t i = 0; i < n; i++) p[i] = 2 * uniform() - 1;
+    return p;
+}
+
+static void expect(int ok, const char *what, int64_t a, int64_t b, int64_t c)
+{
+    if (ok) return;
+    printf("wrong: %s at %lld %lld %lld\n", what, (long long)a, (long long)b, (long long)c);
+    exit(1);
+}
+
+static void check_product(int64_t rows, int64_t cols, float sparsity, int threads)
+{
+    const int64_t blocks = ceil_div(cols, BLOCK), slices = ceil_div(rows, SLICE);
+    float *w = noise(rows * cols), *bias = noise(rows);
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (uniform() < sparsity) w[i] = 0;
+    uint16_t *count = array(blocks * rows, sizeof *count), *length = array(slices * blocks, sizeof *length);
+    int64_t *work = array(rows, sizeof *work);
+    int64_t *first_row = array(slices + 1, sizeof *first_row), *first_step = array(slices + 1, sizeof *first_step);
+    uint8_t *order = array(slices * blocks * SLICE, 1);
+    SparseMatrix m = {rows, cols, 0, first_row, first_step, length, order, NULL, NULL};
+    m.chunks = autosparse_plan(w, cols, 1, rows, cols, threads, count, work, first_row, first_step, length, order);
+    m.value = array(first_step[m.chunks] * SLICE, sizeof(float));
+    m.column = array(first_step[m.chunks] * SLICE, 1);
+    autosparse_fill(&m, w, cols, 1, threads);
+
+    static const int64_t tokens[] = {1, 2, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 32, 49, 70};
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
+        for (int pixels = 0; pixels < 2; pixels++) {
+            const int64_t n = tokens[i];
+            float *x = noise(n * cols), *y = array(n * rows, sizeof(float));
+            expect(CALL(matmul)(&m, x, y, n, bias, pixels, threads) == 0, "status", rows, cols, n);
+            for (int64_t t = 0; t < n; t++)
+                for (int64_t r = 0; r < rows; r++) {
+                    double sum = bias[r], size = fabs(bias[r]);
+                    for (int64_t k = 0; k < cols; k++) {
+                        const double term = (double)w[r * cols + k] * x[pixels ? k * n + t : t * cols + k];
+                        sum += term;
+                        size += fabs(term);
+                    }
+                    expect(fabs(y[pixels ? r * n + t : t * rows + r] - sum) <= 1e-6 * size, "product", rows, cols, n);
+                }
+            x[n * cols - 1] = i % 2 ? NAN : INFINITY;
+            expect(CALL(matmul)(&m, x, y, n, NULL, pixels, threads) == 1, "non-finite", rows, cols, n);
+            free(x);
+            free(y);
+        }
+    free(w), free(bias), free(count), free(length), free(work), free(first_row), free(first_step), free(order);
+    free((void *)m.value), free((void *)m.column);
+}
+
+static void check_threshold(int64_t rows, int64_t cols, int by_columns, int threads)
+{
+    const int64_t n = rows * cols, thresholds = by_columns ? cols : rows;
+    float *w = noise(n), *g = noise(n), *t = noise(thresholds);
+    float *out = array(n, sizeof(float)), *gw = array(n, sizeof(float)), *gt = array(thresholds, sizeof(float));
+    for (int64_t i = 0; i < thresholds; i++) t[i] = fabsf(t[i]);
+    CALL(forward)(w, t, out, rows, cols, by_columns, threads);
+    expect(CALL(backward)(w, t, g, 0.25f, gw, gt, rows, cols, by_columns, threads) == 0, "status", rows, cols, 0);
+    double *sum = array(thresholds, sizeof(double)), *size = array(thresholds, sizeof(double));
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t j = by_columns ? i % cols : i / cols;
+        const float kept = fmaxf(fabsf(w[i]) - t[j], 0), grad = fabsf(w[i]) > t[j] ? g[i] : 0.25f * g[i];
+        expect(out[i] == copysignf(kept, w[i]) && gw[i] == grad, "threshold", rows, cols, i);
+        sum[j] -= w[i] > 0 ? grad : w[i] < 0 ? -grad : 0;
+        size[j] += fabsf(grad);
+    }
+    for (int64_t j = 0; j < thresholds; j++) expect(fabs(gt[j] - sum[j]) <= 1e-6 * size[j], "sum", rows, cols, j);
+    free(w), free(g), free(t), free(out), free(gw), free(gt), free(sum), free(size);
+}
+
+int main(void)
+{
+    static const int64_t sizes[] = {1, 3, 4, 5, 63, 64, 65, 255, 256, 257, 300, 513};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int threads = 1; threads <= 3; threads += 2) {
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < n; j++) check_product(sizes[i], sizes[j], (float)((i + j) % 4) / 3, threads);
+        check_product(1100, 40, 0.9f, threads);
+        for (int i = 0; i < n; i++)
+            for (int by_columns = 0; by_columns < 2; by_columns++) {
+                check_threshold(sizes[i], sizes[n - 1 - i], by_columns, threads);
+                check_threshold(1, 8191 + i, by_columns, threads);
+            }
+        check_threshold(3, 20000, 0, threads);
+    }
+    puts("all as plain loops compute it");
+    return 0;
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, for every instruction set that this machine runs.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+sources=$here/../../hf_autosparse/kernels/csrc
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+run() { # name of the instruction set, flags
+  "${CC:-cc}" -O2 -g -std=gnu11 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast \
+    -fsanitize=address,undefined -fno-sanitize-recover=all "-DISA=$1" "${@:2}" -I "$sources" \
+    "$here/sanitize.c" "$sources"/*.c -lm -o "$scratch/run"
+  echo -n "$1: "
+  OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=1 "$scratch/run"
+}
+
+case $(uname -m) in
+  x86_64)
+    run sse2
+    if grep -qw avx2 /proc/cpuinfo; then run avx2 -mavx2 -mfma; fi
+    if grep -qw avx512dq /proc/cpuinfo; then
+      run avx512 -mavx2 -mfma -mavx512f -mavx512vl -mavx512bw -mavx512dq
+    fi
+    ;;
+  *) run generic ;;
+esac
