@@ -15,6 +15,7 @@ from . import kernels
 from .crossover import MARGIN, SPARSITIES, Crossover, Speedups, ranges
 from .inference_layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, Ranges, inference_class, swap_in, swap_out
 from .sparsify import finalize, sparse_layers
+from .tables import as_text, table
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +46,15 @@ class InferenceReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-        from rich.table import Table
-
         sparse = [row for row in self.rows if row.backend == "sparse"]
-        table = Table(
-            title=f"{len(sparse)} of {len(self.rows)} layers sparse, {sum(row.bytes for row in sparse) / 2**20:.1f} MiB"
-            " beside the dense weights",
-            caption=f"kernels: {self.kernels}",
-        )
-        table.add_column("layer", overflow="fold")
-        table.add_column("shape", justify="right", no_wrap=True)
-        table.add_column("zeros", justify="right", no_wrap=True)
-        table.add_column("backend", no_wrap=True)
-        table.add_column("why", overflow="fold")
-        for row in self.rows:
-            table.add_row(row.name, " x ".join(map(str, row.shape)), f"{row.sparsity:.1%}", row.backend, row.reason)
-        console = Console(file=StringIO(), width=120)
-        console.print(table)
-        return console.file.getvalue().rstrip()
+        beside = f"{sum(row.bytes for row in sparse) / 2**20:.1f} MiB beside the dense weights"
+        title = f"{len(sparse)} of {len(self.rows)} layers sparse, {beside}"
+        rows = [
+            (row.name, row.reason, row.backend, " x ".join(map(str, row.shape)), f"{row.sparsity:.1%}")
+            for row in self.rows
+        ]
+        headers = ["layer", "why", "backend", "shape", "sparsity"]
+        return as_text([table(title, headers, rows, words=3), f"kernels: {self.kernels}"])
 
 
 def to_inference(
