@@ -78,16 +78,14 @@ class AutoSparseCallback(TrainerCallback):
             )
         for (name, layer), count in zip(layers.items(), kept, strict=True):
             size = layer.weight.numel()
-            held = size - count > int(maximum * size)
+            held = size - count > int(maximum * size) and layer.sparsifier.limit_sparsity(layer.weight, maximum)
             layer.sparsifier.at_guard.fill_(held)
-            if held:
-                layer.sparsifier.limit_sparsity(layer.weight, maximum)
-                if name not in self._warned:
-                    self._warned.add(name)
-                    logger.warning(
-                        "layer %s reached sparsity %.4f at step %d; it is held at max_layer_sparsity = %s",
-                        name,
-                        1 - count / size,
-                        step,
-                        maximum,
-                    )
+            if held and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "layer %s reached sparsity %.4f at step %d; it is held at max_layer_sparsity = %s",
+                    name,
+                    1 - count / size,
+                    step,
+                    maximum,
+                )

@@ -20,6 +20,8 @@ NATIVE_STATE = "autosparse_state.safetensors"
 MANIFEST = "autosparse_manifest.json"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS, _INDEX, _ASIDE = "model.safetensors", "model.safetensors.index.json", ".old-"
+_IS_WEIGHT = re.compile(r"(\.old-)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 class IncompleteCheckpointError(ValueError):
@@ -130,26 +132,52 @@ def staging_directory(directory: str | os.PathLike) -> Path:
 
 
 def publish(staging: Path, directory: str | os.PathLike) -> None:
-    """Move a finished model from `staging` into `directory`, each file in one step.
+    """Move a finished model from `staging` into `directory`. A kill at any moment leaves the old or the new weights.
 
-    One weight file is replaced atomically: a kill leaves the old or the new one. Several shards cannot be, so their old
-    index goes first and the new one comes last: in between, loading fails instead of mixing shards.
+    One step decides: `model.safetensors` is replaced (it takes precedence over shards), or removed once all shards are
+    there, or the index of the shards is replaced. All other files come first, the removal of old weights last.
     """
     directory = Path(directory)
     names = sorted(p.name for p in staging.iterdir())
-    sharded = any(name.endswith(".index.json") for name in names)
-    is_weight = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?").fullmatch
-    old_weights = [p for p in directory.iterdir() if is_weight(p.name)]
-    if sharded or len(old_weights) > 1:
-        for path in sorted(old_weights, key=lambda p: not p.name.endswith(".index.json")):
-            path.unlink()
-    for name in sorted(names, key=lambda n: (bool(is_weight(n)), n.endswith(".index.json"))):
+    weights = [name for name in names if _IS_WEIGHT.fullmatch(name)]
+    if _INDEX in weights:
+        _set_shards_aside(directory, set(weights))
+    for name in sorted(names, key=lambda n: (n in weights, n == _INDEX)):
         _flush(staging / name)
         target = directory / name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(staging / name, target)
+    old = [p for p in directory.iterdir() if _IS_WEIGHT.fullmatch(p.name) and p.name not in weights]
+    for path in sorted(old, key=lambda p: p.name != _WEIGHTS):
+        path.unlink()
     staging.rmdir()
+
+
+def _set_shards_aside(directory: Path, taken: set[str]) -> None:
+    """Give the shards of the model that is there other names, in its index too, where new shards will take theirs."""
+    index = directory / _INDEX
+    if not index.is_file():
+        return
+    try:
+        content = json.loads(index.read_text())
+        shards = {key: str(name) for key, name in content["weight_map"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):  # damaged: there is no model to preserve
+        return
+    if not all((directory / name).is_file() for name in shards.values()):
+        return
+    for name in taken.intersection(shards.values()):
+        aside = directory / (_ASIDE + name)
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(directory / name, aside)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(directory / name, aside)
+    content["weight_map"] = {key: _ASIDE + name if name in taken else name for key, name in shards.items()}
+    draft = directory / (_ASIDE + _INDEX)
+    draft.write_text(json.dumps(content))
+    _flush(draft)
+    os.replace(draft, index)
 
 
 def _flush(path: Path) -> None:

@@ -43,7 +43,7 @@ class AutoSparseConfig:
         dense_modules: patterns of the layers to leave dense. A pattern is a module's full name, the end of one
             ("fc1", "layers.0"), or a glob over the full name ("model.decoder.*"); it covers everything below it.
         first_last: "modules": the first and the last layer stay dense; "blocks": also all of the first and the last
-            block (the other reading of the paper's "first and last layers"); "none".
+            block (the other reading of the paper's "first and last layers"); "none". "fixed_mask" has no such layers.
         max_layer_sparsity: a layer that passes this is reported by name and held there.
 
     Raises:

@@ -15,16 +15,15 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from .packed_format import (
-    BITMASK,
     FORMAT,
     FORMAT_VERSION,
     METADATA,
-    SHAPE,
-    VALUES,
+    SUFFIXES,
     PackedFile,
     PackedFormatError,
     check_version,
     encode,
+    split_name,
 )
 from .progress import progress_bar
 from .sparsify import deployable_state_dict, sparse_layers
@@ -34,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 QUANT_METHOD = "autosparse"
 # What a run leaves beside a model and a packed copy has no use for; pickles are never passed on.
 _LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", "autosparse_state*", "autosparse_manifest.json", "autosparse_loss_*")
+_MAX_JSON = 100_000_000  # bytes, as safetensors allows its headers: an index holds about the same
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class PackSummary:
 
 
 def weight_files(directory: str | os.PathLike) -> list[Path]:
-    """The safetensors files that hold a checkpoint's weights: one, or those its index names.
+    """The safetensors files that hold a checkpoint's weights: one, or those its index names. As for transformers, one
+    file takes precedence.
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
         PackedFormatError: the index is damaged or points outside the directory.
     """
     directory = Path(directory)
-    index = directory / INDEX
-    if (directory / WEIGHTS).is_file() and not index.is_file():
+    if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
-    if not index.is_file():
+    if not (directory / INDEX).is_file():
         raise FileNotFoundError(f"{directory} holds neither {WEIGHTS} nor {INDEX}: is it a saved model?")
-    files = [directory / name for name in shard_names(index)]
+    files = [directory / name for name in shard_names(directory / INDEX)]
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, but {index.name} names it: was the download interrupted?")
+            raise FileNotFoundError(f"{path} is missing, but {INDEX} names it: was the download interrupted?")
     return files
 
 
@@ -72,19 +72,35 @@ def shard_names(index: Path) -> list[str]:
     Raises:
         PackedFormatError: the index is damaged or points outside its directory.
     """
+    return sorted(set(_weight_map(index).values()))
+
+
+def check_index(index: Path, stored: dict[str, set[str]]) -> None:
+    """Raise PackedFormatError if the index names a tensor that the file does not hold. `stored`: file name -> keys."""
+    for key, name in _weight_map(index).items():
+        if key not in stored.get(name, ()):
+            raise PackedFormatError(f"{index.name}, tensor {key}: expected in {name}, which does not hold it")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Stored tensor -> name of a file beside the index."""
     weight_map = _json_object(index).get("weight_map")
-    names = weight_map.values() if isinstance(weight_map, dict) else [None]
-    for name in names:
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise PackedFormatError(f"{index}: weight_map is {weight_map!r:.80}, expected an object that is not empty")
+    for key, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise PackedFormatError(
-                f"{index}: weight_map names {name!r}, expected a .safetensors file beside the index"
+                f"{index.name}, tensor {key}: is in {name!r:.80}, expected a .safetensors file beside the index"
             )
-    return sorted(set(names))
+    return weight_map
 
 
 def _json_object(path: Path) -> dict:
+    size = path.stat().st_size
+    if size > _MAX_JSON:
+        raise PackedFormatError(f"{path} has {size} bytes, expected at most {_MAX_JSON}")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise PackedFormatError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
@@ -92,31 +108,55 @@ def _json_object(path: Path) -> dict:
     return values
 
 
-def is_packable(name: str, weight: Tensor) -> bool:
-    """Whether packing makes this tensor smaller and transformers can load it packed.
+def open_files(paths: list[Path]) -> Iterator[PackedFile]:
+    """Open one file after the other.
 
-    Experts stay plain: transformers stacks their weights while loading, before they could be unpacked.
+    Raises:
+        FileNotFoundError, PackedFormatError: as PackedFile; a tensor lies in two files, or has one of the names that
+            the format reserves in a file that is not marked as packed.
     """
-    if weight.dim() < 2 or name.split(".")[-1] != "weight" or ".experts." in name or not weight.is_floating_point():
+    seen: dict[str, str] = {}
+    for path in paths:
+        with PackedFile(path) as file:
+            for name in file.entries:
+                label = f"{path.name}, tensor {name}"
+                if name in seen:
+                    raise PackedFormatError(f"{label}: is in {seen[name]} as well, expected in one file")
+                if not file.marked and split_name(name)[1]:
+                    raise PackedFormatError(
+                        f"{label}: names that end like this are reserved for packed weights, but the file is not marked"
+                        " as packed"
+                    )
+                seen[name] = path.name
+            yield file
+
+
+def is_packable(name: str, weight: Tensor) -> bool:
+    """Whether packing makes this tensor smaller: called `*.weight`, two dimensions or more, and enough zeros."""
+    if weight.dim() < 2 or name.split(".")[-1] != "weight" or not weight.is_floating_point():
         return False
     bits = weight.element_size() * 8
     return bits in (16, 32) and int(weight.count_nonzero()) * bits + weight.numel() < weight.numel() * bits
 
 
 def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike, progress: bool = False) -> PackSummary:
-    """Write a model in the packed format, with everything else its directory needs.
+    """Write a model in the packed format, with the files (not the folders) that lie beside its weights.
 
     Args:
         source: a model (sparse, finalized, or any with zeros), or the directory of a saved one.
-        output: a directory that does not exist yet; it appears whole or not at all.
+        output: a directory that does not exist yet; it appears whole or not at all. Until then everything is in
+            `.NAME-*` folders beside it, which a kill leaves behind; they hinder nothing and may be deleted.
         progress: show a bar on a terminal if it takes longer than two seconds.
 
     Raises:
         FileExistsError: `output` exists.
-        ValueError: no weight has enough zeros to become smaller, or the source is packed or quantised already.
+        PackedFormatError: a file of the source is damaged.
+        ValueError: no weight has enough zeros to become smaller, one holds NaN or infinity, or the source is packed or
+            quantised already.
     """
     if isinstance(source, nn.Module):
-        with tempfile.TemporaryDirectory(prefix="autosparse-") as plain:
+        _check_absent(output)
+        with _beside(output) as plain:
             save_plain(source, plain)
             return pack(plain, output, progress)
     return _rewrite(source, output, _pack_shard, _mark_packed, "packing" if progress else None)
@@ -125,8 +165,11 @@ def pack(source: nn.Module | str | os.PathLike, output: str | os.PathLike, progr
 def unpack(source: str | os.PathLike, output: str | os.PathLike, progress: bool = False) -> PackSummary:
     """Turn a packed checkpoint back into plain safetensors that load without this package.
 
+    `output` and `progress`: as for `pack`.
+
     Raises:
         FileExistsError: `output` exists.
+        FileNotFoundError: the source has no weights, or a shard is missing.
         PackedFormatError: the source is no sound packed checkpoint; the message names the file and the tensor.
     """
     return _rewrite(source, output, _unpack_shard, _mark_plain, "unpacking" if progress else None)
@@ -156,7 +199,7 @@ def _pack_shard(file: PackedFile, advance: Callable) -> tuple[dict[str, Tensor],
             parts = encode(tensor)
         except ValueError as error:
             raise ValueError(f"{file.path.name}, tensor {name}: {error}") from error
-        tensors |= zip((name + BITMASK, name + VALUES, name + SHAPE), parts, strict=True)
+        tensors |= zip((name + suffix for suffix in SUFFIXES), parts, strict=True)
         packed.append(name)
     return tensors, METADATA, packed
 
@@ -189,24 +232,27 @@ def _mark_plain(config: dict) -> None:
 def _rewrite(source, output, convert: Callable, mark: Callable, label: str | None) -> PackSummary:
     source = Path(source)
     files = weight_files(source)
-    weight_map, packed, plain, sizes = {}, [], [], [0, 0]
+    sharded = files != [source / WEIGHTS]
+    weight_map, stored, packed, plain, sizes = {}, {}, [], [], [0, 0]
     total = sum(path.stat().st_size for path in files)
     with _appearing(output) as staging, progress_bar(total, label) as bar:
-        for path in files:
-            with PackedFile(path) as file:
-                tensors, metadata, names = convert(file, bar.update)
-                packed += names
-                plain += [name for name in file.entries if name not in set(names)]
-            save_file(tensors, staging / path.name, metadata)
-            weight_map |= dict.fromkeys(tensors, path.name)
-            sizes[0] += path.stat().st_size
-            sizes[1] += (staging / path.name).stat().st_size
+        for file in open_files(files):
+            name = file.path.name
+            stored[name] = {key for entry in file.entries for key in file.stored(entry)}
+            tensors, metadata, names = convert(file, bar.update)
+            packed += names
+            plain += [entry for entry in file.entries if entry not in set(names)]
+            save_file(tensors, staging / name, metadata)
+            weight_map |= dict.fromkeys(tensors, name)
+            sizes[0] += file.path.stat().st_size
+            sizes[1] += (staging / name).stat().st_size
         if not packed:
             raise ValueError(
                 f"{source}: no weight is packed, or has enough zeros to become smaller by packing (the fraction of"
                 " zeros must exceed 1 / bits per value)"
             )
-        if (source / INDEX).is_file():
+        if sharded:
+            check_index(source / INDEX, stored)
             index = {"metadata": {"total_size": sizes[1]}, "weight_map": dict(sorted(weight_map.items()))}
             (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         if (source / "config.json").is_file():
@@ -214,7 +260,7 @@ def _rewrite(source, output, convert: Callable, mark: Callable, label: str | Non
             mark(config)
             (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for path in sorted(source.iterdir()):
-            left_out = any(path.match(pattern) for pattern in _LEFT_OUT) or path.suffix == ".safetensors"
+            left_out = path.suffix == ".safetensors" or path.name == INDEX or any(map(path.match, _LEFT_OUT))
             if path.is_file() and not left_out and not (staging / path.name).exists():
                 shutil.copy2(path, staging / path.name)
     return PackSummary(sizes[0], sizes[1], tuple(packed), tuple(plain))
@@ -223,21 +269,31 @@ def _rewrite(source, output, convert: Callable, mark: Callable, label: str | Non
 @contextmanager
 def _appearing(output: str | os.PathLike) -> Iterator[Path]:
     """A directory to write into, which gets its name `output` when the block ends well: a kill leaves nothing there."""
-    output = Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists: nothing is overwritten, give a new directory or remove it first")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    _check_absent(output)
+    with _beside(output) as staging:
         yield staging
         for path in staging.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         staging.chmod(0o777 & ~_umask())
         staging.rename(output)  # fails if somebody else made a non-empty one meanwhile
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+def _check_absent(output: str | os.PathLike) -> None:
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} exists: nothing is overwritten, give a new directory or remove it first")
+
+
+@contextmanager
+def _beside(output: str | os.PathLike) -> Iterator[Path]:
+    """A temporary directory on the file system of `output`, gone after the block unless it was renamed."""
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _umask() -> int:

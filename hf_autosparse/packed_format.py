@@ -24,8 +24,8 @@ FORMAT_VERSION = 1
 BITMASK, VALUES, SHAPE = "_bitmask", "_values", "_shape"
 METADATA = {"format": "pt", "autosparse_format": FORMAT, "autosparse_format_version": str(FORMAT_VERSION)}
 
-_SUFFIXES = (BITMASK, VALUES, SHAPE)
-_INTEGER = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+SUFFIXES = (BITMASK, VALUES, SHAPE)
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: elements are moved as integers
 _INFINITY = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # NaN is above
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAIN_DTYPES = _DTYPES | {
@@ -52,6 +52,12 @@ class PackedFormatError(ValueError):
     """A packed checkpoint that is not what it says; the message names the file, the tensor and what was expected."""
 
 
+def split_name(key: str) -> tuple[str, str | None]:
+    """Name of the weight that a stored tensor belongs to, and which of its three it is (None: a tensor of its own)."""
+    suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), None)
+    return (key, None) if suffix is None else (key.removesuffix(suffix), suffix)
+
+
 def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pack one weight.
 
@@ -67,12 +73,12 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: another dtype, number of dimensions, or a value that is not finite.
     """
-    if weight.dtype not in _INTEGER or not 1 <= weight.dim() <= _MAX_DIMENSIONS or weight.numel() == 0:
+    if weight.dtype not in _INFINITY or not 1 <= weight.dim() <= _MAX_DIMENSIONS or weight.numel() == 0:
         raise ValueError(
             f"cannot pack a weight of dtype {weight.dtype} and shape {tuple(weight.shape)}: float32, float16 or"
             f" bfloat16 with 1 to {_MAX_DIMENSIONS} dimensions and at least one element are allowed"
         )
-    integers = weight.detach().cpu().contiguous().flatten().view(_INTEGER[weight.dtype]).numpy()
+    integers = weight.detach().cpu().contiguous().flatten().view(_INTEGER[weight.itemsize]).numpy()
     bitmask = np.empty(-(-len(integers) // 8), np.uint8)
     values = np.empty_like(integers)
     done = 0
@@ -93,7 +99,7 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def decode(bitmask: Tensor, values: Tensor, shape: tuple[int, ...], name: str = "weight") -> Tensor:
-    """Inverse of `encode`: a dense weight of `shape`, in `values`' dtype and on its device.
+    """Inverse of `encode`: a dense weight of `shape`, in `values`' dtype (cast or not) and on its device.
 
     Raises:
         PackedFormatError: the sizes don't fit each other, or the mask's bits don't match the number of values.
@@ -102,7 +108,7 @@ def decode(bitmask: Tensor, values: Tensor, shape: tuple[int, ...], name: str = 
     _check_sizes(name, tuple(bitmask.shape), tuple(values.shape), shape)
     bits = bitmask.cpu().contiguous().numpy()
     _check_bits(name, bits, len(values), count)
-    source = values.detach().cpu().contiguous().view(_INTEGER[values.dtype]).numpy()
+    source = values.detach().cpu().contiguous().view(_INTEGER[values.itemsize]).numpy()
     dense = np.zeros(count, source.dtype)
     done = 0
     for start in range(0, count, _CHUNK):
@@ -143,6 +149,16 @@ def check_version(where: str, found_format: object, found_version: object) -> No
         )
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object's members, each name once: parsers differ in which of two they take."""
+    members = {}
+    for name, value in pairs:
+        if name in members:
+            raise PackedFormatError(f"the header has {name!r} twice, expected once")
+        members[name] = value
+    return members
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor as the file declares it. `values`: how many non-zero values it stores, None where it is not packed."""
@@ -167,16 +183,17 @@ class PackedFile:
     `entries` maps each tensor's name (a packed weight counts as one) to its `Entry`. Use as a context manager.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a folder, a pipe or a link that leads nowhere.
         PackedFormatError: it is no whole safetensors file, or its header does not follow the format.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist")
+            raise FileNotFoundError(f"{self.path} is not a file")
         # Not mapped into memory: the system refuses that for a file larger than memory and swap.
         self._header = self._open(framework="np", backend="pread")
+        self._offsets = self._read_offsets()
         self.entries: dict[str, Entry] = self._read_header()
 
     def _open(self, **how) -> safe_open:
@@ -210,8 +227,8 @@ class PackedFile:
     def _read_header(self) -> dict[str, Entry]:
         metadata = self._header.metadata() or {}
         keys = set(self._header.keys())
-        marked = any(key.startswith("autosparse_format") for key in metadata)
-        if not marked:
+        self.marked = any(key.startswith("autosparse_format") for key in metadata)
+        if not self.marked:
             return {key: self._declared(key) for key in sorted(keys)}
         check_version(self.path.name, metadata.get("autosparse_format"), metadata.get("autosparse_format_version"))
         unknown = sorted(k for k in metadata if k.startswith("autosparse_") and k not in METADATA)
@@ -219,12 +236,11 @@ class PackedFile:
             raise PackedFormatError(f"{self.path.name}: unknown metadata {unknown}")
         entries = {}
         for key in sorted(keys):
-            suffix = next((s for s in _SUFFIXES if key.endswith(s)), None)
+            name, suffix = split_name(key)
             if suffix is None:
                 entries[key] = self._declared(key)
                 continue
-            name = key.removesuffix(suffix)
-            missing = [name + s for s in _SUFFIXES if name + s not in keys]
+            missing = [name + s for s in SUFFIXES if name + s not in keys]
             if missing or name in keys:
                 trouble = f"{', '.join(missing)} missing" if missing else f"{name} is there as well"
                 raise PackedFormatError(f"{self._label(key)}: a packed weight is three tensors, but {trouble}")
@@ -237,7 +253,7 @@ class PackedFile:
         return Entry(tuple(view.get_shape()), view.get_dtype(), None)
 
     def _declared_packed(self, name: str) -> Entry:
-        bitmask, values, shape = (self._declared(name + suffix) for suffix in _SUFFIXES)
+        bitmask, values, shape = (self._declared(name + suffix) for suffix in SUFFIXES)
         for entry, suffix, allowed in (
             (bitmask, BITMASK, ["U8"]),
             (values, VALUES, [*_DTYPES]),
@@ -251,22 +267,34 @@ class PackedFile:
             raise PackedFormatError(
                 f"{self._label(name + SHAPE)}: shape {shape.shape}, expected 1 to {_MAX_DIMENSIONS} sizes"
             )
-        sizes = tuple(self._header.get_tensor(name + SHAPE).tolist())
+        sizes = tuple(self._read(name + SHAPE, "I64", 0, shape.shape[0]).tolist())
         _check_sizes(self._label(name), bitmask.shape, values.shape, sizes)
         return Entry(sizes, values.dtype, values.shape[0])
 
+    def _tensor(self, key: str) -> Tensor:
+        try:
+            return self._file.get_tensor(key)
+        except (SafetensorError, TypeError, RuntimeError) as error:  # a dtype or sizes that torch does not have
+            declared = self._declared(key)
+            raise PackedFormatError(
+                f"{self._label(key)}: torch cannot hold dtype {declared.dtype} with shape {declared.shape}: {error}"
+            ) from error
+
+    def stored(self, name: str) -> list[str]:
+        """The keys under which a name's tensors lie in the file: three for a packed weight, else itself."""
+        return [name + suffix for suffix in SUFFIXES] if self.entries[name].packed else [name]
+
     def parts(self, name: str) -> dict[str, Tensor]:
         """The stored tensors of a name, as they lie in the file."""
-        keys = [name + suffix for suffix in _SUFFIXES] if self.entries[name].packed else [name]
-        return {key: self._file.get_tensor(key) for key in keys}
+        return {key: self._tensor(key) for key in self.stored(name)}
 
     def check(self, name: str) -> None:
         """Check the payload of a packed weight: as many bits as values, none beyond the end, all values finite."""
         entry = self.entries[name]
-        bits = self._file.get_tensor(name + BITMASK).numpy()
+        bits = self._tensor(name + BITMASK).numpy()
         _check_bits(self._label(name), bits, entry.values, math.prod(entry.shape))
-        values = self._file.get_tensor(name + VALUES)
-        integers = values.view(_INTEGER[values.dtype]).numpy()
+        values = self._tensor(name + VALUES)
+        integers = values.view(_INTEGER[values.itemsize]).numpy()
         chunks = (integers[i : i + _CHUNK] for i in range(0, len(integers), _CHUNK))
         if any((chunk & np.iinfo(chunk.dtype).max).max() >= _INFINITY[values.dtype] for chunk in chunks):
             raise PackedFormatError(f"{self._label(name)}: holds values that are not finite (NaN or infinity)")
@@ -275,7 +303,7 @@ class PackedFile:
         """The tensor in plain form; a packed one is checked first."""
         entry = self.entries[name]
         if not entry.packed:
-            return self._file.get_tensor(name)
+            return self._tensor(name)
         self.check(name)
         parts = self.parts(name)
         return decode(parts[name + BITMASK], parts[name + VALUES], entry.shape, self._label(name))
@@ -316,13 +344,19 @@ class PackedFile:
             raise PackedFormatError(f"{self._label(key)}: the file was changed after it had been opened")
         return torch.from_numpy(data).view(_PLAIN_DTYPES[dtype])
 
-    @cached_property
-    def _offsets(self) -> dict[str, int]:
-        """Where each stored tensor begins in the file: safetensors checks it, but does not tell."""
+    def _read_offsets(self) -> dict[str, int]:
+        """Where each stored tensor begins in the file: safetensors has checked it, but does not tell.
+
+        Nor does it mind a name that is there twice; we do.
+        """
         try:
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, _LONGEST_HEADER)))
-            return {key: 8 + length + header[key]["data_offsets"][0] for key in self._header.keys()}
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+                text = file.read(min(length, _LONGEST_HEADER)).decode()
+            # Numbers stay text: Python has a limit on digits to trip over, in members that safetensors skips.
+            header = json.loads(text, object_pairs_hook=_unique, parse_int=str)
+            return {key: 8 + length + int(header[key]["data_offsets"][0]) for key in self._header.keys()}
+        except PackedFormatError as error:
+            raise PackedFormatError(f"{self.path.name}: {error}") from error
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise PackedFormatError(f"{self.path} was changed after it had been opened: {error!r}") from error

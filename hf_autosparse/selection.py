@@ -10,6 +10,7 @@ from torch import nn
 
 from .config import AutoSparseConfig
 from .layers import SparseLayer, sparse_class
+from .methods import get_method
 
 
 @dataclass
@@ -37,7 +38,8 @@ def select_layers(model: nn.Module, config: AutoSparseConfig) -> Selection:
     _check_patterns("dense_modules", config.dense_modules, candidates)
 
     limits = _technical_limits(model, candidates)
-    edges = _first_and_last(model, candidates, config.first_last)
+    rule = config.first_last if get_method(config.method).spares_edges else "none"
+    edges = _first_and_last(model, candidates, rule)
     for name, module in candidates.items():
         reason = limits.get(name) or edges.get(name)
         if reason is None and (pattern := _matching(name, config.dense_modules)):

@@ -38,6 +38,7 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
     """
     selection = select_layers(model, config)
     method = get_method(config.method)
+    method.check_model(model, selection.sparse)
     sparsifiers = {}
     for name, layer in selection.sparse.items():
         try:

@@ -88,8 +88,9 @@ class AutoSparse(Sparsifier):
         )
 
     @torch.no_grad()
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
+    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
         self.threshold.copy_(torch.minimum(self.threshold, self._for_sparsity(weight, maximum)))
+        return True
 
     def metrics(self) -> dict[str, Tensor | float]:
         return {"alpha": self.alpha, "mean_threshold": torch.sigmoid(self.threshold.detach().float()).mean()}

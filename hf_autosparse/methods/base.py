@@ -6,6 +6,7 @@ resuming need no special code. It knows nothing of Trainer, and Trainer nothing 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,6 +41,7 @@ class Sparsifier(nn.Module):
     name: ClassVar[str]
     reference: ClassVar[str]
     alpha: float | None = None  # the share of the gradient that pruned weights receive; None for a method without one
+    spares_edges: ClassVar[bool] = True  # whether the configuration's `first_last` leaves layers dense
 
     def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0):
         super().__init__()
@@ -60,8 +62,15 @@ class Sparsifier(nn.Module):
     def update(self, weight: nn.Parameter, step: int) -> None:
         """Called after every optimizer step, `step` counting from 1: the place to recompute a mask."""
 
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
-        """Bring the sparsity down to `maximum`. Methods with a fixed budget keep this default: they cannot run away."""
+    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
+        """Bring the sparsity down to `maximum`, and return True. Methods with a fixed budget keep this default, which
+        does nothing and returns False: they cannot run away."""
+        return False
+
+    @classmethod
+    def check_model(cls, model: nn.Module, sparse: Collection[str]) -> None:
+        """Called by `sparsify` with the names of the layers to become sparse, before anything is changed: the place to
+        raise ValueError, or to warn, if the model does not suit the method."""
 
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
         """Which entries of the weight gradient the next backward pass has to compute, for the theoretical FLOPs.

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import logging
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
 
 from .base import Sparsifier, register
+
+logger = logging.getLogger(__name__)
 
 
 @register
 class FixedMask(Sparsifier):
     """`w_hat = w * mask`, the mask being `w != 0` when `sparsify` is called: zeros stay zeros, all else trains.
 
-    For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. `max_layer_sparsity` has
-    no effect: the sparsity is given.
+    For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. Of the configuration only
+    `target_modules` and `dense_modules` matter: the sparsity is given, so nothing is annealed or guarded, and the first
+    and the last layer are covered like any other.
     """
 
     name = "fixed_mask"
     reference = "no paper: continued training of a pruned model"
+    spares_edges = False
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0):
         super().__init__(weight, config, output_dim)
@@ -30,3 +38,26 @@ class FixedMask(Sparsifier):
 
     def gradient_mask(self, weight: Tensor) -> Tensor:
         return self.kept
+
+    @classmethod
+    @torch.no_grad()
+    def check_model(cls, model: nn.Module, sparse: Collection[str]) -> None:
+        """Warn of zeros that training will not keep, and of a model without any."""
+        inside = {f"{name}.weight" if name else "weight" for name in sparse}
+        lost = {}
+        for name, parameter in model.named_parameters():
+            if name not in inside and parameter.requires_grad and parameter.dim() >= 2:
+                zeros = parameter.numel() - int(parameter.count_nonzero())
+                module = model.get_submodule(name.rpartition(".")[0])
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # stays zero by itself
+                    zeros -= parameter.shape[1] - int(parameter[module.padding_idx].count_nonzero())
+                if zeros:
+                    lost[name] = zeros
+        if lost:
+            logger.warning(
+                "fixed_mask keeps the zeros of Linear, Conv2d and Conv1D layers; those of these weights may be lost"
+                " unless they are frozen (requires_grad_(False)): %s",
+                ", ".join(f"{name} ({zeros} zeros)" for name, zeros in lost.items()),
+            )
+        if all(model.get_submodule(name).weight.all() for name in sparse):
+            logger.warning("fixed_mask finds no zero in %d layers: is this the pruned checkpoint?", len(sparse))
