@@ -1,79 +1,84 @@
-"""Pack and unpack one large weight, side by side with zstd and gzip on its dense bytes: `python benchmarks/packing.py`.
+"""Pack and unpack one large weight on one core, side by side with zstd and gzip on its dense bytes, and with a copy.
 
-Interleaved on one thread; medians. MB/s are megabytes of dense weight per second. Needs `pip install zstandard`.
+    python benchmarks/packing.py
+
+MB/s are megabytes of dense weight per second; contestants run in turns, medians. Needs `pip install zstandard`.
 """
 
+from __future__ import annotations
+
+import argparse
+import functools
 import gzip
-import platform
-import statistics
-import sys
-import time
 
 import torch
 import zstandard
+from measuring import device, interleaved, prune, summary, write
+from torch import Tensor
 
 from hf_autosparse.packed_format import decode, encode
 
-ROUNDS = 5
 SIZE = 4096  # of the square weight
-
-
-def codecs(weight):
-    """Name -> (compress, decompress, bytes after compressing)."""
-    raw = weight.view(torch.uint8).numpy().tobytes()
-    parts = encode(weight)
-    fast, squeezed = zstandard.ZstdCompressor(level=1), gzip.compress(raw, 1)
-    frame = fast.compress(raw)
-    return raw, {
-        "packed": (
-            lambda: encode(weight),
-            lambda: decode(parts[0], parts[1], tuple(parts[2].tolist())),
-            sum(p.numel() * p.element_size() for p in parts),
-        ),
-        "zstd -1": (lambda: fast.compress(raw), lambda: zstandard.ZstdDecompressor().decompress(frame), len(frame)),
-        "gzip -1": (lambda: gzip.compress(raw, 1), lambda: gzip.decompress(squeezed), len(squeezed)),
-    }
-
-
-def seconds(action) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+SPARSITIES = (0.6, 0.8, 0.9)
+ROUNDS, SECONDS = 7, 2.0
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one dtype and sparsity; writes nothing")
+    quick = parser.parse_args().quick
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {sys.platform}"
-    )
-    print(f"{SIZE} x {SIZE} normal weights, smallest magnitudes zeroed; median of {ROUNDS} rounds\n")
-    print(
-        "| dtype | sparsity | codec | size / dense | ideal | pack MB/s | unpack MB/s | pack time / packed's | unpack |"
-    )
+    where = device()
+    print(where)
+    print("| dtype | sparsity | codec | size / dense | ideal | pack MB/s | unpack MB/s | x packed's time | unpacking |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
-        for sparsity in (0.6, 0.9):
+    results = []
+    for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
+        for sparsity in SPARSITIES[1:2] if quick else SPARSITIES:
             weight = torch.randn(SIZE, SIZE)
-            weight[weight.abs() <= weight.abs().flatten()[:1_000_000].quantile(sparsity)] = 0
-            weight = weight.to(dtype)
-            raw, actions = codecs(weight)
-            times = {name: ([], []) for name in actions}
-            for _ in range(ROUNDS):
-                for name, (compress, decompress, _size) in actions.items():
-                    times[name][0].append(seconds(compress))
-                    times[name][1].append(seconds(decompress))
-            medians = {name: tuple(map(statistics.median, pair)) for name, pair in times.items()}
-            bits = weight.element_size() * 8
-            ideal = weight.count_nonzero().item() / weight.numel() + 1 / bits
-            for name, (_, _, size) in actions.items():
-                speed = [len(raw) / s / 1e6 for s in medians[name]]
-                ratio = [s / p for s, p in zip(medians[name], medians["packed"], strict=True)]
-                print(
-                    f"| {str(dtype).removeprefix('torch.')} | {sparsity} | {name} | {size / len(raw):.4f} | {ideal:.4f}"
-                    f" | {speed[0]:.0f} | {speed[1]:.0f} | {ratio[0]:.1f} | {ratio[1]:.1f} |",
-                    flush=True,
-                )
+            prune(weight, sparsity)
+            results.append(measure(weight.to(dtype), sparsity))
+    if not quick:
+        write("packing", where, {"weight": [SIZE, SIZE], "rounds": ROUNDS, "seconds": SECONDS}, results)
+
+
+def measure(weight: Tensor, sparsity: float) -> dict[str, object]:
+    codecs = contestants(weight)
+    packing = summary(interleaved({name: codec[0] for name, codec in codecs.items()}, ROUNDS, SECONDS), "packed")
+    unpacking = summary(interleaved({name: codec[1] for name, codec in codecs.items()}, ROUNDS, SECONDS), "packed")
+    bits = weight.element_size() * 8
+    ideal = weight.count_nonzero().item() / weight.numel() + 1 / bits
+    dtype = str(weight.dtype).removeprefix("torch.")
+    result: dict[str, object] = {"dtype": dtype, "sparsity": sparsity, "ideal": ideal}
+    for name, (_, _, size) in codecs.items():
+        row = {"size": size / weight.nbytes, "packing": packing[name], "unpacking": unpacking[name]}
+        for direction in (packing[name], unpacking[name]):
+            direction["megabytes_per_second"] = weight.nbytes / direction["median_s"] / 1e6
+        speeds = " | ".join(f"{row[way]['megabytes_per_second']:.0f}" for way in ("packing", "unpacking"))
+        ratios = " | ".join(f"{1 / row[way]['speedup']:.1f}" for way in ("packing", "unpacking"))
+        print(f"| {dtype} | {sparsity} | {name} | {row['size']:.4f} | {ideal:.4f} | {speeds} | {ratios} |", flush=True)
+        result[name] = row
+    return result
+
+
+def contestants(weight: Tensor) -> dict[str, tuple]:
+    """Name -> (compress, decompress, bytes after compressing)."""
+    raw = weight.view(torch.uint8).numpy().tobytes()
+    bitmask, values, shape = encode(weight)
+    fast, squeezed = zstandard.ZstdCompressor(level=1), gzip.compress(raw, 1)
+    frame = fast.compress(raw)
+    packed_size = sum(part.nbytes for part in (bitmask, values, shape))
+    return {
+        "packed": (
+            functools.partial(encode, weight),
+            functools.partial(decode, bitmask, values, tuple(shape.tolist())),
+            packed_size,
+        ),
+        "copy": (weight.clone, weight.clone, len(raw)),
+        "zstd -1": (lambda: fast.compress(raw), lambda: zstandard.ZstdDecompressor().decompress(frame), len(frame)),
+        "gzip -1": (lambda: gzip.compress(raw, 1), lambda: gzip.decompress(squeezed), len(squeezed)),
+    }
 
 
 if __name__ == "__main__":

@@ -342,6 +342,8 @@ class PackedFile:
         data = np.fromfile(self.path, np.uint8, count, offset=self._offsets[key] + start * size)
         if len(data) != count:
             raise PackedFormatError(f"{self._label(key)}: the file was changed after it had been opened")
+        if not count:
+            return torch.empty(0, dtype=_PLAIN_DTYPES[dtype])  # torch refuses to view an empty array
         return torch.from_numpy(data).view(_PLAIN_DTYPES[dtype])
 
     def _read_offsets(self) -> dict[str, int]:

@@ -323,6 +323,14 @@ def test_pieces_are_the_tensor(dtype, tmp_path):
                 assert [piece.tolist() for piece in file.pieces("number")] == [[2.0]]
 
 
+def test_pieces_of_a_weight_that_is_pruned_whole(tmp_path):
+    parts = dict(zip(("w.weight_bitmask", "w.weight_values", "w.weight_shape"), encode(torch.zeros(2, 3)), strict=True))
+    mark = {"autosparse_format": "bitmask", "autosparse_format_version": "1"}
+    save_file(parts, tmp_path / "model.safetensors", mark)
+    with PackedFile(tmp_path / "model.safetensors") as file:
+        assert [piece.tolist() for piece in file.pieces("w.weight")] == [[0.0] * 6]
+
+
 # ---- Hostile ----
 
 
