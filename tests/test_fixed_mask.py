@@ -90,7 +90,7 @@ def test_high_sparsity_is_no_affair_of_the_guard(tmp_path, caplog):
 
 def test_zeros_that_are_not_kept_are_named(caplog):
     model = nn.ModuleDict({"table": nn.Embedding(5, 2, padding_idx=0), "up": nn.ConvTranspose2d(1, 2, 2)})
-    model |= {"frozen": nn.Linear(2, 2), "layer": nn.Linear(2, 2), "other": nn.Linear(2, 2)}
+    model.update({"frozen": nn.Linear(2, 2), "layer": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
     model = pruned(model)
     model["frozen"].requires_grad_(False)
     sparsify(model, CONFIG)

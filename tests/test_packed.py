@@ -425,6 +425,7 @@ def test_truncated(kept, copy, tmp_path):
     ["[]", "{", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b.safetensors"}}'],
 )
 def test_hostile_index(index, copy, tmp_path):
+    (copy / "model.safetensors").rename(copy / "b.safetensors")  # one file would take precedence over the index
     (copy / "model.safetensors.index.json").write_text(index)
     with pytest.raises(PackedFormatError, match="index.json"):
         unpack(copy, tmp_path / "out")
