@@ -1,65 +1,22 @@
-"""Recipes: YAML files that hold everything a run depends on. One may extend another and override parts of it."""
+"""The recipes of the translation example: which sections they have. What a recipe is: ../common/recipes.py."""
 
-import difflib
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+sys.path.append(str(Path(__file__).resolve().parents[1] / "common"))
 
-REQUIRED = {"seed", "output_dir", "data", "tokenizer", "model", "training", "max_tokens", "evaluation"}
-SECTIONS = REQUIRED | {"sparse", "start_from"}
+import recipes  # noqa: E402
+
+OPTIONAL = {"sparse", "start_from"}
+SECTIONS = OPTIONAL | {"seed", "output_dir", "data", "tokenizer", "model", "training", "max_tokens", "evaluation"}
 
 
-def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
-    """Read a recipe, what it extends, and `section.key=value` overrides (numbers, true, false, null, JSON, or text).
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`recipes.load_recipe` of a translation recipe. `sparse: null` (or no such section) is a dense run.
 
-    `sparse: null` (or no such section) is a dense run. `start_from` is a saved model or a repository to train on from:
-    its tokenizer and its architecture stand for the sections `tokenizer` and `model`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown or missing sections, or an override that names none; the message says what is allowed.
+    `start_from` is a saved model or a repository to train on from: its tokenizer and its architecture stand for the
+    sections `tokenizer` and `model`.
     """
-    recipe = _read(Path(path))
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"--set {override!r}: expected section.key=value, such as training.max_steps=100")
-        change: Any = _value(value)
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        recipe = _merge(recipe, change)
-    for section in recipe:
-        if section not in SECTIONS:
-            near = difflib.get_close_matches(section, SECTIONS, n=1)
-            raise ValueError(f"{path}: unknown section {section!r}; allowed: {sorted(SECTIONS)}; near: {near}")
-    missing = REQUIRED - recipe.keys()
-    if missing:
-        raise ValueError(f"{path}: missing section(s) {sorted(missing)}")
-    return recipe
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself. Not YAML, which reads `no` as false and `1e-3` as a text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, expected sections such as {sorted(SECTIONS)}")
-    parent = values.pop("extends", None)
-    return values if parent is None else _merge(_read(path.parent / parent), values)
-
-
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, dictionaries merged key by key."""
-    merged = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+    return recipes.load_recipe(path, overrides, sections=SECTIONS, optional=OPTIONAL)

@@ -7,18 +7,13 @@ A killed run goes on exactly where its last checkpoint stands with --resume. Any
 --set training.max_steps=100 --set data.max_train_pairs=10000
 """
 
-import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import sacrebleu
-import torch
-import transformers
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -29,11 +24,11 @@ from transformers import (
     set_seed,
 )
 
-import hf_autosparse
 from batching import Seq2SeqCollator, TokenBatchMixin
 from data import DataConfig, TokenizedPairs, load_split
 from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
 from recipe import load_recipe
+from runs import check_output, environment, parse_options
 from tokenizer import train_tokenizer
 from translate import processes, translate_shared
 
@@ -47,7 +42,7 @@ class SparseTrainer(AutoSparseMixin, DenseTrainer):
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(argv)
+    options = parse_options(__doc__, argv)
     recipe = load_recipe(options.config, options.set)
     result = train(recipe, resume=options.resume)
     if processes().is_main_process:
@@ -61,8 +56,7 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         FileExistsError: `output_dir` holds an earlier run, and `resume` is False.
     """
     output = Path(recipe["output_dir"])
-    if not resume and (any(output.glob("checkpoint-*")) or (output / "result.json").exists()):
-        raise FileExistsError(f"{output} holds an earlier run: give --resume, or another --set output_dir=...")
+    check_output(output, resume=resume)
     arguments = Seq2SeqTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"])
 
     # Data: the main process prepares tokenizer and token files, the others then read the same ones.
@@ -148,20 +142,6 @@ def build_model(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> M
             **recipe["model"],
         )
     )
-
-
-def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the recipe, a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
-    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in output_dir")
-    return parser.parse_args(argv)
-
-
-def environment() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    modules = (hf_autosparse, torch, transformers, accelerate)
-    return {"python": platform.python_version(), "device": device} | {m.__name__: m.__version__ for m in modules}
 
 
 if __name__ == "__main__":
