@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import BitImageProcessor, TrainingArguments, set_seed
 
 from corrupt_images import CorruptImages
-from hf_autosparse import AutoSparseConfig, finalize, sparsity_report
+from hf_autosparse import AutoSparseConfig, finalize, flops, sparsity_report
 from image_data import DataConfig, ImageCollator, load_split
 from image_model import build_model, depthwise_layers
 from image_recipe import load_recipe
@@ -99,6 +100,9 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     if sparse is not None:
         report = sparsity_report(model)
         result |= {"sparsity": report.sparsity, "sparse_weights": report.weights}
+        image = torch.zeros(1, model.config.num_channels, data.size, data.size)
+        counted = flops(model, {"pixel_values": image}, trainer.trajectory)
+        result |= {"test_flops": counted.inference_fraction, "train_flops": counted.training_fraction}
         finalize(model)
     result |= {
         "top1": prediction.metrics["test_top1"],
