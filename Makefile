@@ -13,13 +13,16 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo demo-vision test lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train a small Transformer dense and sparse on 2 CPU cores, and compare them
 	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python examples/wmt14/demo.py $(ARGS)
+
+demo-vision: $(READY) ## train a small ResNet on handwritten digits dense and sparse, and compare them
+	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python examples/vision/demo.py
 
 test: $(READY) ## run the fast tests; the slow ones: make test ARGS="-m slow"
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
