@@ -43,6 +43,7 @@ LEVELS = {
     "checkpoint_report": 8,
     "checkpoint_diff": 8,
     "checkpoint": 5,
+    "accuracy": 5,
     "metrics": 5,
     "pipelines": 5,
     "model_card": 6,
