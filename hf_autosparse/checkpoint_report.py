@@ -70,7 +70,7 @@ class CheckpointReport(SparsityReport):
         if self.training_fraction is not None:
             lines.append(f"theoretical FLOPs of training: {self.training_fraction:.2%} of the dense model's")
         if self.training_unknown is not None:
-            lines.append(f"theoretical FLOPs of training: not known. {self.training_unknown}")
+            lines.append(f"theoretical FLOPs of training: {self.training_unknown}")
         return super().parts() + lines
 
     def _dense_table(self) -> RenderableType:

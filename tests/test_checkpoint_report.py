@@ -146,7 +146,7 @@ def test_a_run_whose_beginning_is_not_recorded(tmp_path):
     Trajectory(9, ["a"], {"a": LayerCost(8, 16)}, [moment]).save(tmp_path)
     report = checkpoint_report(tmp_path)
     assert (report.inference_fraction, report.training_fraction) == (0.25, None)
-    assert "theoretical FLOPs of training: not known. the trajectory does not begin at step 0" in str(report)
+    assert "theoretical FLOPs of training: the trajectory does not begin at step 0" in str(report)
 
 
 def test_costs_of_nothing(tmp_path):
