@@ -291,15 +291,16 @@ def inference_flops_figure(models: Mapping[str, Any]) -> Figure:
     costs = {label: _costs(label, model) for label, model in models.items()}
     macs = _common_macs(costs)
     largest, dense = max(macs.values()), sum(macs.values())
+    inches = _inches_per_mac(list(macs.values()))
     lanes = make_lanes(
         list(macs),
-        height=lambda names: max(0.24, 0.75 * max(macs[name] for name in names) / largest),
+        height=lambda names: max(0.24, inches * max(macs[name] for name in names)),
         below=0.2 * (len(costs) + 1),
     )
     for axes, part in lanes.columns:
         if lanes.grouped:
             for lane in part:
-                _draw_lane_costs(axes, lane, macs, costs, 0.75 / largest)
+                _draw_lane_costs(axes, lane, macs, costs, inches)
         else:
             _draw_layer_costs(axes, part, macs, costs)
     handles = [Patch(facecolor=TRACK, label=f"dense: {count(dense)} MACs")]
@@ -317,6 +318,12 @@ def inference_flops_figure(models: Mapping[str, Any]) -> Figure:
     headline(lanes.figure, "Theoretical inference FLOPs by layer", subtitle)
     legend_below(lanes.figure, handles)
     return lanes.figure
+
+
+def _inches_per_mac(macs: list[float]) -> float:
+    """A scale for lanes: the tallest has 0.75 inches, or up to 2.5 where most would be too flat to read (one output
+    layer above many small ones)."""
+    return min(2.5 / max(macs), max(0.75 / max(macs), 0.12 / float(np.median(macs))))
 
 
 class _Cost(NamedTuple):

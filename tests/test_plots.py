@@ -272,6 +272,16 @@ def test_flops_of_many_layers_are_to_scale():
     assert "16.7 %" not in texts(axes) and "14.3 %" in texts(axes)  # 6 * 400 of 16800
 
 
+def test_flops_of_small_layers_beside_a_large_one_stay_readable():
+    rows = [SimpleNamespace(name=n, macs=100, density=0.5) for n in translator(6)]
+    figure = inference_flops_figure(
+        {"a": SimpleNamespace(layers=[*rows, SimpleNamespace(name="head", macs=2000, density=1.0)])}
+    )
+    (axes,) = figure.axes
+    tracks = {round(bar.get_height(), 9) for bars in axes.containers for bar in bars}
+    assert tracks == {round(-BAR * 0.12, 9), round(-BAR * 0.12 * 20, 9)}
+
+
 def test_flops_of_models_that_cannot_be_compared():
     a = costs(["x", "y"])
     with pytest.raises(ValueError, match=r"models\['b'\] has no MACs to draw: pass flops\(model, inputs\)"):
