@@ -49,15 +49,27 @@ class AutoSparseCallback(TrainerCallback):
                 )
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        progress = Progress(state.epoch or 0.0, self._epochs, state.global_step, state.max_steps)
+        progress = self._progress(state)
         for layer in self._layers.values():
             layer.sparsifier.anneal(progress)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for layer in self._layers.values():
-            layer.sparsifier.update(layer.weight, state.global_step)
+            layer.sparsifier.regularise(layer.weight)
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        progress = self._progress(state)
+        for layer in self._layers.values():
+            grown = layer.sparsifier.update(layer.weight, progress)
+            if grown is not None:
+                reset_optimizer_state(optimizer, layer.weight, grown)
         if state.global_step % GUARD_INTERVAL == 0 or state.global_step == state.max_steps:
             self.guard(model, state.global_step)
+
+    def _progress(self, state) -> Progress:
+        return Progress(state.epoch or 0.0, self._epochs, state.global_step, state.max_steps)
 
     @torch.no_grad()
     def guard(self, model: nn.Module, step: int) -> None:
@@ -89,3 +101,13 @@ class AutoSparseCallback(TrainerCallback):
                     step,
                     maximum,
                 )
+
+
+def reset_optimizer_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, grown: torch.Tensor) -> None:
+    """Zero what the optimizer remembers of newly grown weights: momentum (SGD), both moments (Adam family).
+
+    State that is not shaped like the weight (step counts) is the layer's and stays.
+    """
+    for value in optimizer.state.get(weight, {}).values():
+        if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+            value.masked_fill_(grown, 0)

@@ -7,12 +7,15 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .methods import available_methods
+from .distributions import SPARSITY_DISTRIBUTIONS
+from .methods import METHOD_FIELDS, Options, Sparsifier, available_methods, get_method
 from .schedules import ALPHA_SCHEDULES
+from .validation import check_boolean, check_choice, check_number, is_number, reject
 
 CONFIG_NAME = "autosparse_config.json"
 FORMAT_VERSION = 1
@@ -24,9 +27,13 @@ class AutoSparseConfig:
 
     Args:
         method: name of a registered method, see `hf_autosparse.methods.available_methods`.
+        options: the method's own options, a dict or its `Options`; `hf_autosparse.methods` documents them.
+        target_sparsity: the budget of the methods that have one, over all sparse layers.
+        sparsity_distribution: how that budget is spread over layers: "uniform", or "erk" (small layers denser).
         alpha_init: alpha at the start, in [0, 1]: the share of the gradient that pruned weights receive.
-            0 is STR (pruned weights get none), 1 the straight-through estimator.
-        alpha_schedule: "fixed", "linear", "cosine" (eq. 2), "sigmoid" (3), "sigmoid-cosine" (4), "exponential" (9).
+            0 is STR (pruned weights get none), 1 the straight-through estimator. None for the method's own value.
+        alpha_schedule: "fixed", "linear", "cosine" (eq. 2), "sigmoid" (3), "sigmoid-cosine" (4), "exponential" (9);
+            None for the method's own.
         alpha_beta: decay rate per epoch of the exponential schedule.
         alpha_epochs: length of the schedule in epochs; None for the whole training. The exponential one has none.
         alpha_zero_epoch: alpha is cut to 0 from this epoch (counted from 0) on; None for never.
@@ -47,12 +54,16 @@ class AutoSparseConfig:
         max_layer_sparsity: a layer that passes this is reported by name and held there.
 
     Raises:
-        ValueError: a field's value is not allowed; the message names the field, the value and what is.
+        ValueError: a field's value is not allowed, or the method would not read a field that was set; the message
+            names the field, the value and what is allowed.
     """
 
     method: str = "autosparse"
-    alpha_init: float = 0.75
-    alpha_schedule: str = "sigmoid-cosine"
+    options: Options | dict[str, Any] = field(default_factory=dict)
+    target_sparsity: float | None = None
+    sparsity_distribution: str = "uniform"
+    alpha_init: float | None = None
+    alpha_schedule: str | None = None
     alpha_beta: float = 1.0
     alpha_epochs: float | None = None
     alpha_zero_epoch: float | None = None
@@ -69,23 +80,27 @@ class AutoSparseConfig:
     max_layer_sparsity: float = 0.99
 
     def __post_init__(self) -> None:
-        self._choice("method", available_methods())
-        self._number("alpha_init", 0, 1)
-        self._choice("alpha_schedule", ALPHA_SCHEDULES)
-        self._number("alpha_beta", 0, math.inf)
-        self._number("alpha_epochs", 0, math.inf, optional=True, low_open=True)
-        self._number("alpha_zero_epoch", 0, math.inf, optional=True)
-        self._choice("alpha_update", ["epoch", "step"])
-        self._number("backward_sparsity", 0, 1, optional=True, high_open=True)
-        self._threshold_init()
-        self._choice("threshold_granularity", ["layer", "channel"])
-        self._number("threshold_lr", 0, math.inf, optional=True)
-        self._number("threshold_weight_decay", 0, math.inf)
-        self._boolean("clip_thresholds")
-        self._patterns("target_modules", optional=True)
-        self._patterns("dense_modules")
-        self._choice("first_last", ["modules", "blocks", "none"])
-        self._number("max_layer_sparsity", 0, 1, low_open=True, high_open=True)
+        self._check(check_choice, "method", available_methods())
+        self._check(check_number, "target_sparsity", 0, 1, optional=True, high_open=True)
+        self._check(check_choice, "sparsity_distribution", SPARSITY_DISTRIBUTIONS)
+        self._check(check_number, "alpha_init", 0, 1, optional=True)
+        if self.alpha_schedule is not None:
+            self._check(check_choice, "alpha_schedule", ALPHA_SCHEDULES)
+        self._check(check_number, "alpha_beta", 0, math.inf)
+        self._check(check_number, "alpha_epochs", 0, math.inf, optional=True, low_open=True)
+        self._check(check_number, "alpha_zero_epoch", 0, math.inf, optional=True)
+        self._check(check_choice, "alpha_update", ["epoch", "step"])
+        self._check(check_number, "backward_sparsity", 0, 1, optional=True, high_open=True)
+        self._check_threshold_init()
+        self._check(check_choice, "threshold_granularity", ["layer", "channel"])
+        self._check(check_number, "threshold_lr", 0, math.inf, optional=True)
+        self._check(check_number, "threshold_weight_decay", 0, math.inf)
+        self._check(check_boolean, "clip_thresholds")
+        self._check_patterns("target_modules", optional=True)
+        self._check_patterns("dense_modules")
+        self._check(check_choice, "first_last", ["modules", "blocks", "none"])
+        self._check(check_number, "max_layer_sparsity", 0, 1, low_open=True, high_open=True)
+        self._apply_method()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
@@ -97,9 +112,7 @@ class AutoSparseConfig:
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"fields are {', '.join(names)}"
-                raise ValueError(f"AutoSparseConfig has no field {key!r}: {hint}")
+                raise ValueError(f"AutoSparseConfig has no field {key!r}: {_hint(key, names)}")
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -134,53 +147,69 @@ class AutoSparseConfig:
             )
         return cls.from_dict(values)
 
-    def _invalid(self, name: str, allowed: str) -> ValueError:
-        return ValueError(f"AutoSparseConfig.{name} = {getattr(self, name)!r} is not allowed: use {allowed}")
+    def _check(self, check: Callable[..., None], name: str, *allowed: Any, **bounds: Any) -> None:
+        check(f"AutoSparseConfig.{name}", getattr(self, name), *allowed, **bounds)
 
-    def _choice(self, name: str, allowed) -> None:
-        if getattr(self, name) not in list(allowed):
-            raise self._invalid(name, "one of " + ", ".join(repr(a) for a in allowed))
+    def _apply_method(self) -> None:
+        """Turn `options` into the method's own, fill in its alpha, and refuse fields that it would not read."""
+        method = get_method(self.method)
+        self.options = _options(method, self.options)
+        unread = sorted(METHOD_FIELDS - method.reads)
+        for name in unread:
+            if getattr(self, name) != _default(name):
+                readers = [other for other in available_methods() if name in get_method(other).reads]
+                raise ValueError(
+                    f"AutoSparseConfig.{name} = {getattr(self, name)!r} has no effect on method {self.method!r}: leave"
+                    f" it out, or use one of {', '.join(readers)}"
+                )
+        if "target_sparsity" in method.reads and self.target_sparsity is None:
+            raise ValueError(
+                f"AutoSparseConfig.target_sparsity = None, but method {self.method!r} keeps a fixed budget: give the"
+                " wanted fraction of zeros, such as 0.8"
+            )
+        if "alpha_init" in method.reads:
+            init, schedule = method.default_alpha
+            self.alpha_init = init if self.alpha_init is None else self.alpha_init
+            self.alpha_schedule = schedule if self.alpha_schedule is None else self.alpha_schedule
 
-    def _number(
-        self,
-        name: str,
-        low: float,
-        high: float,
-        *,
-        optional: bool = False,
-        low_open: bool = False,
-        high_open: bool = False,
-    ) -> None:
-        value = getattr(self, name)
-        if value is None and optional:
-            return
-        inside = _is_number(value) and low <= value <= high
-        if not inside or (low_open and value == low) or (high_open and value == high):
-            interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open or high == math.inf else ']'}"
-            raise self._invalid(name, f"a number in {interval}" + (" or None" if optional else ""))
-
-    def _boolean(self, name: str) -> None:
-        if not isinstance(getattr(self, name), bool):
-            raise self._invalid(name, "True or False")
-
-    def _patterns(self, name: str, *, optional: bool = False) -> None:
+    def _check_patterns(self, name: str, *, optional: bool = False) -> None:
         value = getattr(self, name)
         if value is None and optional:
             return
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v for v in value):
-            raise self._invalid(name, 'a list of module name patterns such as ["fc1", "decoder.layers.*"]')
+            raise reject(
+                f"AutoSparseConfig.{name}", value, 'a list of module name patterns such as ["fc1", "decoder.layers.*"]'
+            )
         setattr(self, name, list(value))
 
-    def _threshold_init(self) -> None:
-        value = self.threshold_init
-        if _is_number(value):
+    def _check_threshold_init(self) -> None:
+        value, label = self.threshold_init, "AutoSparseConfig.threshold_init"
+        if is_number(value):
             return
         wanted = value.get("sparsity") if isinstance(value, dict) and set(value) == {"sparsity"} else None
-        if not _is_number(wanted) or not 0 <= wanted < 1:
-            raise self._invalid("threshold_init", 'a finite number s0, or {"sparsity": x} with x in [0, 1)')
+        if not is_number(wanted) or not 0 <= wanted < 1:
+            raise reject(label, value, 'a finite number s0, or {"sparsity": x} with x in [0, 1)')
         if wanted > self.max_layer_sparsity:
-            raise self._invalid("threshold_init", f"a sparsity up to max_layer_sparsity = {self.max_layer_sparsity}")
+            raise reject(label, value, f"a sparsity up to max_layer_sparsity = {self.max_layer_sparsity}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _options(method: type[Sparsifier], values: Options | dict[str, Any]) -> Options:
+    if isinstance(values, method.Options):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"AutoSparseConfig.options = {values!r}: expected a dict of options of {method.name!r}")
+    names = [f.name for f in dataclasses.fields(method.Options)]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"method {method.name!r} has no option {key!r}: {_hint(key, names)}")
+    return method.Options(**values)
+
+
+def _hint(key: Any, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names) or 'none'}"
+
+
+def _default(name: str) -> Any:
+    spec = next(f for f in dataclasses.fields(AutoSparseConfig) if f.name == name)
+    return spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()

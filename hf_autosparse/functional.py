@@ -137,3 +137,68 @@ def threshold_for_sparsity(magnitude: Tensor, sparsity: float) -> Tensor:
     midpoint = (last_pruned + first_kept) / 2
     smallest = torch.where(magnitude > 0, magnitude, torch.inf).amin(dim=1)
     return torch.where(first_kept > 0, midpoint, torch.where(smallest.isinf(), 0.0, smallest / 2))
+
+
+def masked_weight(weight: Tensor, kept: Tensor, alpha: float = 0.0, learning: Tensor | None = None) -> Tensor:
+    """`w_hat = w * kept` with the proxy gradient of a hard mask.
+
+        dL/dw = dL/dw_hat * (1 where kept, alpha elsewhere), 0 outside `learning`
+
+    Args:
+        weight: any shape, floating dtype.
+        kept: bool, `weight`'s shape: the forward set.
+        alpha: gradient factor of pruned weights, in [0, 1]: 0 freezes them, 1 is the straight-through estimator.
+        learning: bool, `weight`'s shape: the backward set; None for all weights.
+    """
+    return _MaskedWeight.apply(weight, kept, alpha, learning)
+
+
+class _MaskedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, kept: Tensor, alpha: float, learning: Tensor | None) -> Tensor:
+        return torch.where(kept, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, kept, ctx.alpha, learning = inputs
+        ctx.save_for_backward(kept, learning)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        kept, learning = ctx.saved_tensors
+        grad_weight = torch.where(kept, grad, grad * ctx.alpha)
+        if learning is not None:
+            grad_weight = torch.where(learning, grad_weight, 0)
+        return grad_weight, None, None, None
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """Bool tensor of `score`'s shape, True for exactly `count` of the largest entries."""
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[score.flatten().topk(count).indices] = True
+    return mask.view_as(score)
+
+
+def drop_and_grow(magnitude: Tensor, kept: Tensor, score: Tensor, count: int) -> Tensor:
+    """Drop the `count` smallest kept weights, then grow the `count` best of all that are not kept after that.
+
+    Those just dropped may be grown again, as in RigL's code.
+
+    Args:
+        magnitude: non-negative, any shape.
+        kept: bool, the mask so far.
+        score: what growth goes by: the gradient's magnitude (RigL) or random numbers (SET); non-negative.
+        count: at most the number of kept weights.
+
+    Returns:
+        The new mask, with as many True entries as `kept`.
+    """
+    survivors = largest(magnitude.masked_fill(~kept, -1.0), int(kept.sum()) - count)
+    return survivors | largest(score.masked_fill(survivors, -1.0), count)
+
+
+def n_of_m_mask(magnitude: Tensor, n: int, m: int) -> Tensor:
+    """True for the n largest of every m consecutive entries of the last dimension, whose size m divides."""
+    groups = magnitude.unflatten(-1, (-1, m))
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    return mask.scatter_(-1, groups.topk(n, dim=-1).indices, True).flatten(-2)

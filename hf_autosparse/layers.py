@@ -26,7 +26,12 @@ class SparseLayer:
 
     def sparse_weight(self) -> Tensor:
         """The effective weight, shaped like `weight`."""
-        return self.sparsifier(self.weight) if self.folded is None else self.folded
+        if self.folded is not None:
+            return self.folded
+        effective = self.sparsifier(self.weight)
+        if self.sparsifier.wants_gradient and effective.requires_grad:
+            effective.register_hook(self.sparsifier.collect_gradient)
+        return effective
 
 
 class SparseLinear(SparseLayer, nn.Linear):

@@ -121,8 +121,7 @@ class TrajectoryRecorder(TrainerCallback):
         for layer in self._layers.values():
             weight, sparsifier = layer.weight, layer.sparsifier
             kept.append(sparsifier.mask(weight).count_nonzero())  # several times cheaper than the effective weight
-            mask = sparsifier.gradient_mask(weight)
-            learning.append(torch.full_like(kept[-1], weight.numel()) if mask is None else mask.count_nonzero())
+            learning.append(sparsifier.gradient_count(weight))
             threshold = sparsifier.metrics().get("mean_threshold")
             if threshold is not None:
                 thresholds.append(torch.as_tensor(threshold, dtype=torch.float32, device=weight.device))

@@ -71,3 +71,16 @@ def alpha_at(
     if zero_epoch is not None and t >= zero_epoch:
         return 0.0
     return alpha_init * ALPHA_SCHEDULES[schedule](t, length, beta)
+
+
+def cubic_sparsity(progress: float, final: float) -> float:
+    """Sparsity that rises from 0 to `final` while `progress` goes from 0 to 1: `final (1 - (1 - progress)^3)`.
+
+    Zhu & Gupta 2017, "To prune, or not to prune", eq. 1, with initial sparsity 0.
+    """
+    return final * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
+
+
+def cosine_decay(progress: float) -> float:
+    """1 to 0 along half a cosine while `progress` goes from 0 to 1: RigL's and SET's share of dropped weights."""
+    return (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import AutoSparseConfig
+from .distributions import SPARSITY_DISTRIBUTIONS
 from .inference_layers import InferenceLayer
 from .layers import SparseLayer, sparse_class, swap_in, swap_out
 from .methods import get_method
@@ -40,15 +41,26 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
     method = get_method(config.method)
     method.check_model(model, selection.sparse)
     sparsifiers = {}
+    budget = _budget(selection.sparse, config)
     for name, layer in selection.sparse.items():
         try:
-            sparsifiers[name] = method(layer.weight, config, sparse_class(layer).output_dim)
+            sparsifiers[name] = method(layer.weight, config, sparse_class(layer).output_dim, budget.get(name))
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
+        with torch.no_grad():
+            sparsifiers[name].initialise(layer.weight)
         swap_in(layer, sparsifiers[name])
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
+
+
+def _budget(layers: Mapping[str, nn.Module], config: AutoSparseConfig) -> dict[str, float]:
+    """Each layer's share of `target_sparsity`; empty for a method that has no budget."""
+    if config.target_sparsity is None:
+        return {}
+    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+    return SPARSITY_DISTRIBUTIONS[config.sparsity_distribution](shapes, config.target_sparsity)
 
 
 def record_of(model: nn.Module) -> Record | None:

@@ -13,6 +13,8 @@ PACKAGE = Path(hf_autosparse.__file__).parent
 LEVELS = {
     "kernels": -1,
     "schedules": 0,
+    "validation": 0,
+    "distributions": 0,
     "functional": 0,
     "autoload": 0,
     "packed_format": 0,
@@ -61,6 +63,8 @@ PACKAGES = {"methods", "kernels"}  # one level for all files of such a folder
 TORCH_ONLY = {
     "kernels",
     "schedules",
+    "validation",
+    "distributions",
     "functional",
     "methods",
     "config",

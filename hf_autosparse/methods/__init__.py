@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import Progress, Sparsifier, get_method, register, registered_names
+from .base import METHOD_FIELDS, Options, Progress, Sparsifier, get_method, register, registered_names
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -14,4 +14,12 @@ def available_methods() -> list[str]:
     return registered_names()
 
 
-__all__ = ["Progress", "Sparsifier", "available_methods", "get_method", "register"]
+__all__ = [
+    "METHOD_FIELDS",
+    "Options",
+    "Progress",
+    "Sparsifier",
+    "available_methods",
+    "get_method",
+    "register",
+]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import annealed_soft_threshold, threshold_for_sparsity, top_magnitude_mask
-from ..schedules import alpha_at
-from .base import Progress, Sparsifier, register
+from .base import ANNEALING, THRESHOLDS, Sparsifier, register
 
 
 @register
@@ -21,11 +20,11 @@ class AutoSparse(Sparsifier):
 
     name = "autosparse"
     reference = "Kundu et al. 2023, AutoSparse, arXiv 2304.06941"
+    reads = ANNEALING | THRESHOLDS | {"backward_sparsity"}
+    default_alpha = (0.75, "sigmoid-cosine")
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0):
-        super().__init__(weight, config, output_dim)
-        self.config = config
-        self.alpha = config.alpha_init
+    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+        super().__init__(weight, config, output_dim, sparsity)
         per_channel = config.threshold_granularity == "channel"
         self._output_dim = output_dim if per_channel else None
         count = weight.shape[output_dim] if per_channel else 1
@@ -67,25 +66,12 @@ class AutoSparse(Sparsifier):
 
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
         """The active set once alpha is 0; before, the set B of eq. 8, or all weights without `backward_sparsity`."""
-        if self.alpha == 0:
-            return self.mask(weight)
-        if self.config.backward_sparsity is None:
-            return None
+        if self.alpha == 0 or self.config.backward_sparsity is None:
+            return super().gradient_mask(weight)
         return self.mask(weight) | top_magnitude_mask(weight.abs(), 1.0 - self.config.backward_sparsity)
 
     def mask(self, weight: Tensor) -> Tensor:
         return weight.abs() > self._value(weight).to(weight.dtype)
-
-    def anneal(self, progress: Progress) -> None:
-        config = self.config
-        self.alpha = alpha_at(
-            config.alpha_schedule,
-            progress.epoch if config.alpha_update == "step" else float(int(progress.epoch + 1e-9)),
-            alpha_init=config.alpha_init,
-            length=config.alpha_epochs or progress.epochs,
-            beta=config.alpha_beta,
-            zero_epoch=config.alpha_zero_epoch,
-        )
 
     @torch.no_grad()
     def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
@@ -93,4 +79,4 @@ class AutoSparse(Sparsifier):
         return True
 
     def metrics(self) -> dict[str, Tensor | float]:
-        return {"alpha": self.alpha, "mean_threshold": torch.sigmoid(self.threshold.detach().float()).mean()}
+        return super().metrics() | {"mean_threshold": torch.sigmoid(self.threshold.detach().float()).mean()}

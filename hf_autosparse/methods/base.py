@@ -13,15 +13,34 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..schedules import alpha_at
+
 if TYPE_CHECKING:
     from ..config import AutoSparseConfig
+
+# Fields of AutoSparseConfig that only some methods read; the others hold for all.
+ANNEALING = frozenset(
+    {"alpha_init", "alpha_schedule", "alpha_beta", "alpha_epochs", "alpha_zero_epoch", "alpha_update"}
+)
+THRESHOLDS = frozenset(
+    {
+        "threshold_init",
+        "threshold_granularity",
+        "threshold_lr",
+        "threshold_weight_decay",
+        "clip_thresholds",
+        "max_layer_sparsity",
+    }
+)
+BUDGET = frozenset({"target_sparsity", "sparsity_distribution"})
+METHOD_FIELDS = ANNEALING | THRESHOLDS | BUDGET | {"backward_sparsity"}
 
 _REGISTRY: dict[str, type[Sparsifier]] = {}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands before a step: `epoch` (float, epochs done) of `epochs`, `step` (optimizer steps done)."""
+    """Where training stands: `epoch` (float, epochs done) of `epochs`, `step` (optimizer steps done) of `steps`."""
 
     epoch: float
     epochs: float
@@ -29,22 +48,39 @@ class Progress:
     steps: int
 
 
+@dataclass(frozen=True)
+class Options:
+    """A method's own options; subclasses validate in `__post_init__`. This one has none."""
+
+
 class Sparsifier(nn.Module):
     """Turns a layer's weight into its effective weight.
+
+    Class attributes: `name` (for `AutoSparseConfig(method=...)`), `reference`, `Options`, `reads` (which of
+    METHOD_FIELDS the method reads), `default_alpha` (alpha_init and alpha_schedule where the configuration has None).
 
     Args:
         weight: the layer's weight, for shape, device and initial values. Not kept.
         config: the run's configuration.
         output_dim: the dimension of `weight` that counts output channels (0 for Linear and Conv2d, 1 for Conv1D).
+        sparsity: the layer's share of `target_sparsity`; None for methods without a budget.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     alpha: float | None = None  # the share of the gradient that pruned weights receive; None for a method without one
     spares_edges: ClassVar[bool] = True  # whether the configuration's `first_last` leaves layers dense
+    Options: ClassVar[type[Options]] = Options
+    reads: ClassVar[frozenset[str]] = frozenset()
+    default_alpha: ClassVar[tuple[float, str]] = (0.0, "fixed")
 
-    def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0):
+    wants_gradient = False  # set by `anneal`: the next backward passes shall collect the effective weight's gradient
+
+    def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0, sparsity: float | None = None):
         super().__init__()
+        self.config = config
+        self.alpha = config.alpha_init
+        self._gradient: Tensor | None = None
         # A buffer, so that a resumed run reports what the uninterrupted one would.
         self.register_buffer("at_guard", torch.zeros(1, dtype=torch.bool, device=weight.device))
 
@@ -56,11 +92,51 @@ class Sparsifier(nn.Module):
         """Bool tensor of `weight`'s shape, True where the effective weight is kept."""
         raise NotImplementedError
 
-    def anneal(self, progress: Progress) -> None:
-        """Called before every optimizer step."""
+    def initialise(self, weight: nn.Parameter) -> None:
+        """Called once by `sparsify`, without gradients, after everything was found to work: may change the weight."""
 
-    def update(self, weight: nn.Parameter, step: int) -> None:
-        """Called after every optimizer step, `step` counting from 1: the place to recompute a mask."""
+    def anneal(self, progress: Progress) -> None:
+        """Called before every optimizer step. Sets alpha, a function of progress alone."""
+        config = self.config
+        if "alpha_init" in self.reads:
+            self.alpha = alpha_at(
+                config.alpha_schedule,
+                progress.epoch if config.alpha_update == "step" else float(int(progress.epoch + 1e-9)),
+                alpha_init=config.alpha_init,
+                length=config.alpha_epochs or progress.epochs,
+                beta=config.alpha_beta,
+                zero_epoch=config.alpha_zero_epoch,
+            )
+
+    def regularise(self, weight: nn.Parameter) -> None:
+        """Called once before every optimizer step, after accumulation and clipping: may add to gradients.
+
+        A penalty enters here with its gradient, so that accumulation does not change it.
+        """
+
+    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+        """Called after every optimizer step, which `progress` counts in, without gradients: may change mask and weight.
+
+        Returns:
+            Bool tensor, True where a weight was newly grown: its optimizer state is reset. None where none was.
+        """
+
+    def collect_gradient(self, gradient: Tensor) -> None:
+        """Adds up the gradient of the effective weight over the micro-batches of one step (`wants_gradient`)."""
+        self._gradient = gradient.detach().clone() if self._gradient is None else self._gradient.add_(gradient)
+
+    def take_gradient(self) -> Tensor:
+        """The collected gradient, summed over all processes. It is forgotten here.
+
+        Raises:
+            RuntimeError: none was collected.
+        """
+        gradient, self._gradient = self._gradient, None
+        if gradient is None:
+            raise RuntimeError(f"method {self.name!r} has seen no gradient: was the layer used in this step?")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(gradient)
+        return gradient
 
     def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
         """Bring the sparsity down to `maximum`, and return True. Methods with a fixed budget keep this default, which
@@ -77,9 +153,19 @@ class Sparsifier(nn.Module):
 
         Returns:
             Bool tensor of `weight`'s shape, False where the gradient is zero by design; None where it is dense. The
-            default is dense: a method whose pruned weights get no gradient returns `mask(weight)`.
+            default is dense while alpha is above 0, and else the mask: pruned weights get alpha times their gradient.
         """
-        return None
+        return None if self.alpha else self.mask(weight)
+
+    def gradient_count(self, weight: Tensor) -> Tensor:
+        """How many entries of the weight gradient a step from here on computes, on average: int64 scalar.
+
+        That of `gradient_mask`, unless the method needs a dense gradient in some steps only.
+        """
+        mask = self.gradient_mask(weight)
+        if mask is None:
+            return torch.full((), weight.numel(), dtype=torch.int64, device=weight.device)
+        return mask.count_nonzero()
 
     def is_finite(self) -> Tensor:
         """Bool scalar: all parameters are finite."""
@@ -88,7 +174,7 @@ class Sparsifier(nn.Module):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Scalars to log, averaged over layers."""
-        return {}
+        return {"alpha": self.alpha} if "alpha_init" in self.reads else {}
 
 
 def register(cls: type[Sparsifier]) -> type[Sparsifier]:

@@ -8,14 +8,15 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .base import Sparsifier, register
+from .base import register
+from .masked import MaskedSparsifier
 
 logger = logging.getLogger(__name__)
 
 
 @register
-class FixedMask(Sparsifier):
-    """`w_hat = w * mask`, the mask being `w != 0` when `sparsify` is called: zeros stay zeros, all else trains.
+class FixedMask(MaskedSparsifier):
+    """The mask is `w != 0` when `sparsify` is called: zeros stay zeros, all else trains.
 
     For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. Of the configuration only
     `target_modules` and `dense_modules` matter: the sparsity is given, so nothing is annealed or guarded, and the first
@@ -26,18 +27,8 @@ class FixedMask(Sparsifier):
     reference = "no paper: continued training of a pruned model"
     spares_edges = False
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0):
-        super().__init__(weight, config, output_dim)
-        self.register_buffer("kept", weight.detach() != 0)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.kept
-
-    def mask(self, weight: Tensor) -> Tensor:
-        return self.kept
-
-    def gradient_mask(self, weight: Tensor) -> Tensor:
-        return self.kept
+    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
+        return weight != 0
 
     @classmethod
     @torch.no_grad()

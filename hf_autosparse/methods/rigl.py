@@ -1,0 +1,35 @@
+"""RigL: rigging the lottery (Evci et al. 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .base import Progress, register
+from .set_ import SET
+
+
+@register
+class RigL(SET):
+    """SET that grows where the gradient of the effective weight is largest.
+
+    The dense gradient is collected only in the step that changes the mask, over all its micro-batches and processes,
+    and is forgotten at once. In the theoretical FLOPs it counts once in `every` steps while masks change.
+    """
+
+    name = "rigl"
+    reference = "Evci et al. 2020, Rigging the Lottery, arXiv 1911.11134"
+    _dense_share = 0.0  # of the steps, those that need a dense gradient
+
+    def anneal(self, progress: Progress) -> None:
+        super().anneal(progress)
+        options = self.config.options
+        coming = Progress(progress.epoch, progress.epochs, progress.step + 1, progress.steps)
+        self.wants_gradient = options.due(coming)
+        self._dense_share = 1.0 / options.every if options.progress(coming) < 1.0 else 0.0
+
+    def gradient_count(self, weight: Tensor) -> Tensor:
+        active = self.kept.count_nonzero()
+        return active + ((weight.numel() - active) * self._dense_share).round().long()
+
+    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
+        return self.take_gradient().abs()

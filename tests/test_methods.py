@@ -1,0 +1,348 @@
+"""The methods' update rules on tensors small enough to check by hand, and the contract that all of them keep."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from hf_autosparse import AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
+from hf_autosparse.callbacks import reset_optimizer_state
+from hf_autosparse.distributions import erk
+from hf_autosparse.functional import drop_and_grow, largest, masked_weight, n_of_m_mask
+from hf_autosparse.methods import Progress, available_methods, get_method
+from hf_autosparse.schedules import cosine_decay, cubic_sparsity
+from tiny import tiny_trainer, tiny_translator
+
+T, F = True, False
+SETTINGS = {
+    "autosparse": {"threshold_init": {"sparsity": 0.6}},
+    "fixed_mask": {},
+    "gmp": {"target_sparsity": 0.6, "options": {"every": 2}},
+    "nm": {"options": {"n": 1, "m": 4}},
+    "rigl": {"target_sparsity": 0.6, "options": {"every": 3}},
+    "set": {"target_sparsity": 0.6, "options": {"every": 3}},
+    "str": {"threshold_init": {"sparsity": 0.6}},
+    "topkast": {"target_sparsity": 0.6, "backward_sparsity": 0.3, "options": {"every": 3, "l2": 1e-4, "power": 2.0}},
+}
+EXACT = {"gmp": 0.6, "nm": 0.75, "rigl": 0.6, "set": 0.6, "topkast": 0.6}
+
+
+def config(method: str, **changes) -> AutoSparseConfig:
+    return AutoSparseConfig(method=method, first_last="none", **(SETTINGS[method] | changes))
+
+
+def linear(rows: list[list[float]]) -> nn.Linear:
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    return layer
+
+
+def step(number: int, of: int = 100) -> Progress:
+    return Progress(0.0, 1.0, number, of)
+
+
+@torch.no_grad()
+def update(layer, number: int, of: int = 100):
+    return layer.sparsifier.update(layer.weight, step(number, of))
+
+
+# ---- Pure functions ----
+
+
+def test_masked_weight():
+    weight = torch.tensor([1.0, -2.0, 3.0, 4.0], requires_grad=True)
+    kept, learning = torch.tensor([T, F, T, F]), torch.tensor([T, T, T, F])
+    out = masked_weight(weight, kept, alpha=0.5, learning=learning)
+    out.backward(torch.tensor([10.0, 10.0, 10.0, 10.0]))
+    assert out.tolist() == [1, 0, 3, 0]
+    assert weight.grad.tolist() == [10, 5, 10, 0]
+
+
+def test_masked_weight_drops_non_finite_pruned_weights():
+    assert masked_weight(torch.tensor([float("nan"), 1.0]), torch.tensor([F, T])).tolist() == [0, 1]
+
+
+def test_largest_keeps_the_count_in_spite_of_ties():
+    assert largest(torch.ones(2, 3), 4).sum() == 4
+    assert largest(torch.tensor([3.0, 1.0, 2.0]), 2).tolist() == [T, F, T]
+    assert largest(torch.ones(3), 0).tolist() == [F, F, F]
+
+
+def test_drop_and_grow():
+    magnitude = torch.tensor([5.0, 1.0, 4.0, 9.0, 9.0])
+    kept = torch.tensor([T, T, T, F, F])
+    assert drop_and_grow(magnitude, kept, torch.tensor([0.0, 0, 0, 1, 2]), 1).tolist() == [T, F, T, F, T]
+    assert drop_and_grow(magnitude, kept, torch.tensor([0.0, 7, 0, 1, 2]), 1).tolist() == kept.tolist()  # grown again
+
+
+def test_n_of_m():
+    assert n_of_m_mask(torch.tensor([[1.0, 4, 3, 2, 9, 8, 0, 7]]), 2, 4).tolist() == [[F, T, T, F, T, T, F, F]]
+
+
+def test_schedules():
+    assert [cubic_sparsity(p, 0.8) for p in (0.0, 0.5, 1.0, 2.0)] == pytest.approx([0, 0.7, 0.8, 0.8])
+    assert [cosine_decay(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+
+
+def test_erk():
+    shapes = {"small": (10, 10), "middle": (100, 100), "large": (1000, 100)}
+    # small is capped at density 1: 11,010 - 100 weights are left, in proportion to 200 and 1,100
+    expected = {"small": 0.0, "middle": 1 - 10_910 * 200 / 1300 / 10_000, "large": 1 - 10_910 * 1100 / 1300 / 100_000}
+    assert erk(shapes, 0.9) == pytest.approx(expected)
+    assert erk({"conv": (8, 4, 3, 3)}, 0.9) == pytest.approx({"conv": 0.9})
+    assert erk(shapes, 0.0) == pytest.approx(dict.fromkeys(shapes, 0.0))
+
+
+# ---- Update rules ----
+
+
+def test_gmp_follows_the_cubic_schedule():
+    layer = sparsify(linear([[1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]]), config("gmp", target_sparsity=0.8))
+    sparsifier = layer.sparsifier
+    for number, pruned in ((2, 1), (3, 1), (38, 7), (75, 8), (100, 8)):  # 0.8 (1 - (1 - 2/75)^3) = 0.06, ...
+        update(layer, number)
+        assert (~sparsifier.kept).sum() == pruned, number
+    assert layer.sparse_weight().tolist() == [[0] * 8 + [9, 10]]
+
+
+def test_gmp_reaches_its_target_in_a_short_run():
+    layer = sparsify(linear([[1.0, 2, 3, 4]]), config("gmp", target_sparsity=0.5, options={"every": 1000}))
+    for number in range(1, 5):
+        update(layer, number, of=4)
+    assert sparsity(layer) == 0.5
+
+
+def test_set_drops_the_smallest_and_grows_at_random():
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(20, 10, bias=False), config("set", target_sparsity=0.5, options={"every": 1}))
+    before = layer.sparsifier.kept.clone()
+    grown = update(layer, 25, of=100)
+    count = round(0.3 * 0.75 * 100)  # cosine_decay(1/3) = 0.75
+    after = layer.sparsifier.kept
+    assert before.sum() == after.sum() == 100
+    survivors = layer.weight.abs().where(before, -1).flatten().topk(100 - count).indices
+    assert after.flatten()[survivors].all()
+    assert torch.equal(grown, after & ~before) and 0 < grown.sum() <= count
+    assert not layer.weight[grown].any()
+
+
+def test_rigl_grows_where_the_gradient_is_largest():
+    options = {"every": 1, "drop_fraction": 1.0}
+    layer = sparsify(linear([[1.0, 2, 3, 4]]), config("rigl", target_sparsity=0.5, options=options))
+    layer.sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
+    layer.sparsifier.anneal(step(49))
+    for _ in range(2):  # two micro-batches
+        layer(torch.tensor([[1.0, 5.0, -9.0, 2.0]])).sum().backward()
+    assert layer.weight.grad.tolist() == [[2, 10, 0, 0]]  # the weights' own gradient is masked
+    grown = update(layer, 50)
+    # cosine_decay(2/3) = 0.25 of 2 kept weights: rounds to 0; so with 1 dropped at step 1:
+    assert not grown.any()
+    layer.sparsifier.anneal(step(0))
+    layer(torch.tensor([[1.0, 5.0, -9.0, 2.0]])).sum().backward()
+    grown = update(layer, 1, of=10_000)
+    assert grown.tolist() == [[F, F, T, F]] and layer.sparsifier.kept.tolist() == [[F, T, T, F]]
+    assert layer.weight.tolist() == [[1, 2, 0, 4]]
+
+
+def test_rigl_with_random_growth_is_set():
+    """Given the same scores, the two leave the same mask."""
+    layers = {}
+    for method in ("set", "rigl"):
+        torch.manual_seed(3)
+        layers[method] = sparsify(nn.Linear(12, 8, bias=False), config(method, options={"every": 1}))
+    rigl = layers["rigl"].sparsifier
+    rigl.collect_gradient(rigl.random_score(layers["rigl"].weight, step=7))
+    for layer in layers.values():
+        update(layer, 7)
+    assert torch.equal(layers["set"].sparsifier.kept, layers["rigl"].sparsifier.kept)
+
+
+def test_rigl_holds_no_gradient_between_updates():
+    layer = sparsify(nn.Linear(8, 8), config("rigl", options={"every": 5}))
+    for number in range(12):
+        layer.sparsifier.anneal(step(number))
+        layer(torch.ones(2, 8)).sum().backward()
+        assert (layer.sparsifier._gradient is not None) == (number % 5 == 4)
+        update(layer, number + 1)
+        assert layer.sparsifier._gradient is None
+    layer.sparsifier.anneal(step(4))
+    with pytest.raises(RuntimeError, match="'rigl' has seen no gradient"):
+        update(layer, 5)
+
+
+def test_topkast_sets():
+    settings = {"target_sparsity": 0.75, "backward_sparsity": 0.5, "options": {"l2": 0.1, "every": 1}}
+    layer = sparsify(linear([[1.0, -4, 3, 2]]), config("topkast", **settings))
+    layer.sparsifier.anneal(step(0))
+    layer(torch.ones(1, 4)).sum().backward()
+    assert layer.sparse_weight().tolist() == [[0, -4, 0, 0]]
+    assert layer.weight.grad.tolist() == [[0, 1, 1, 0]]
+    with torch.no_grad():
+        layer.sparsifier.regularise(layer.weight)
+    assert layer.weight.grad[0].tolist() == pytest.approx([0, 1 - 0.4, 1 + 0.1 / 0.25 * 3, 0])
+    layer.weight.data = torch.tensor([[9.0, 1, 2, 3]])
+    update(layer, 1)
+    assert layer.sparse_weight().tolist() == [[9, 0, 0, 0]]
+
+
+def test_topkast_with_equal_sets_is_a_hard_mask():
+    layer = sparsify(nn.Linear(9, 7), config("topkast", backward_sparsity=0.6, options={}))
+    assert torch.equal(layer.sparsifier.learning, layer.sparsifier.kept)
+
+
+def test_powerpropagation_starts_from_the_same_weights():
+    layer = nn.Linear(6, 5)
+    before = layer.weight.detach().clone()
+    sparsify(layer, config("topkast", target_sparsity=0.0, options={"power": 3.0}))
+    torch.testing.assert_close(layer.sparse_weight(), before)
+
+
+def test_nm_keeps_n_of_m_along_the_input():
+    layer = sparsify(
+        linear([[1.0, -4, 3, 2, 0.1, 0.2, 0.3, 0.4]]), config("nm", options={"n": 2, "m": 4, "decay": 0.5})
+    )
+    assert layer.sparse_weight()[0].tolist() == pytest.approx([0, -4, 3, 0, 0, 0, 0.3, 0.4])
+    layer(torch.ones(1, 8)).sum().backward()
+    assert layer.weight.grad[0].tolist() == [1] * 8  # straight through
+    with torch.no_grad():
+        layer.sparsifier.regularise(layer.weight)
+    assert layer.weight.grad[0].tolist() == pytest.approx([1.5, 1, 1, 2, 1.05, 1.1, 1, 1])
+    conv = sparsify(nn.Conv2d(8, 2, 3), config("nm", options={"n": 2, "m": 4}))
+    assert (conv.sparse_weight().unflatten(1, (2, 4)) != 0).sum(2).eq(2).all()
+    with pytest.raises(ValueError, match="6 inputs do not divide into groups of m = 4"):
+        sparsify(nn.Linear(6, 2), config("nm"))
+
+
+def test_str_is_autosparse_at_alpha_0():
+    inputs = torch.randn(4, 6)
+    gradients = []
+    for settings in ({"method": "str"}, {"method": "autosparse", "alpha_init": 0.0}):
+        torch.manual_seed(1)
+        layer = sparsify(nn.Linear(6, 5), AutoSparseConfig(first_last="none", **settings))
+        layer(inputs).square().sum().backward()
+        gradients.append((layer.weight.grad, layer.sparsifier.threshold.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, 0.1, fused=True, amsgrad=True),
+        lambda p: torch.optim.Adam(p, 0.1, foreach=True),
+    ],
+)
+def test_optimizer_state_of_grown_weights_is_reset(make):
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = make([weight])
+    weight.sum().backward()
+    optimizer.step()
+    shaped = [v for v in optimizer.state[weight].values() if torch.is_tensor(v) and v.shape == weight.shape]
+    assert shaped and all(v.all() for v in shaped)
+    reset_optimizer_state(optimizer, weight, torch.tensor([[T, F], [F, F]]))
+    assert all((v != 0).tolist() == [[F, T], [T, T]] for v in shaped)
+
+
+# ---- The contract ----
+
+
+@pytest.fixture(params=available_methods())
+def method(request):
+    return request.param
+
+
+def pruned(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter[parameter.abs() < parameter.abs().median()] = 0
+    return model
+
+
+def trainer(path, method, **changes):
+    arguments = {"max_steps": 20, "learning_rate": 3e-3, "weight_decay": 0.01, **changes}
+    return tiny_trainer(path, model=pruned(tiny_translator()), config=config(method), **arguments)
+
+
+def test_config_survives_json(method):
+    made = config(method)
+    assert AutoSparseConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_trains_to_its_sparsity_and_finalizes_exactly(method, tmp_path):
+    run = trainer(tmp_path, method)
+    before = {name: layer.weight.detach().clone() for name, layer in sparse_layers(run.model).items()}
+    run.train()
+    reached = sparsity(run.model)
+    assert reached == pytest.approx(EXACT[method], abs=0.005) if method in EXACT else 0.1 < reached < 0.95
+    assert all(not torch.equal(layer.weight, before[name]) for name, layer in sparse_layers(run.model).items())
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[8, 9]])}
+    sparse = run.model.eval()(**inputs).logits
+    assert torch.equal(finalize(run.model)(**inputs).logits, sparse)
+    assert sparsity(run.model) == reached
+
+
+def test_resumed_is_uninterrupted(method, tmp_path):
+    whole = trainer(tmp_path / "a", method, save_strategy="steps", save_steps=10)
+    whole.train()
+    resumed = trainer(tmp_path / "b", method)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-10"))
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_accumulation_changes_nothing(method, tmp_path):
+    plain = trainer(tmp_path / "a", method)
+    plain.train()
+    parts = trainer(tmp_path / "b", method, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    parts.train()
+    for (name, a), b in zip(plain.model.state_dict().items(), parts.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0, msg=name)
+
+
+def test_bf16_autocast_and_convolutions(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4))
+    sparsify(pruned(model), config(method))
+    for layer in sparse_layers(model).values():
+        layer.sparsifier.anneal(step(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(torch.randn(2, 4, 6, 6))
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(layer.weight.grad.isfinite().all() for layer in sparse_layers(model).values())
+
+
+def test_the_reference_is_stated(method):
+    assert get_method(method).reference and get_method(method).__doc__
+
+
+# ---- Configuration ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "rigl"}, "target_sparsity = None, but method 'rigl' keeps a fixed budget"),
+        (
+            {"method": "set", "target_sparsity": 0.8, "alpha_init": 0.5},
+            "alpha_init = 0.5 has no effect on method 'set'",
+        ),
+        (
+            {"target_sparsity": 0.8},
+            "target_sparsity = 0.8 has no effect on method 'autosparse'.*gmp, rigl, set, topkast",
+        ),
+        ({"options": {"every": 3}}, "'autosparse' has no option 'every': it has none"),
+        ({"options": 3}, "options = 3: expected a dict"),
+        ({"method": "nm", "options": {"k": 3}}, "'nm' has no option 'k': it has n, m, decay"),
+        ({"method": "nm", "options": {"n": 4}}, "'n'. = 4 is not allowed: use less than m = 4"),
+        ({"method": "nm", "options": {"n": 0}}, "'n'. = 0 is not allowed: use a whole number, 1 or more"),
+        ({"method": "gmp", "target_sparsity": 0.5, "options": {"until": 0}}, "'until'. = 0 is not allowed"),
+        ({"method": "set", "target_sparsity": 0.5, "options": {"drop_fraction": 2}}, "'drop_fraction'. = 2"),
+        ({"method": "set", "target_sparsity": 0.5, "sparsity_distribution": "x"}, "'uniform', 'erk'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AutoSparseConfig(**settings)
