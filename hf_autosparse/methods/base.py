@@ -126,7 +126,7 @@ class Sparsifier(nn.Module):
         self._gradient = gradient.detach().clone() if self._gradient is None else self._gradient.add_(gradient)
 
     def take_gradient(self) -> Tensor:
-        """The collected gradient, summed over all processes. It is forgotten here.
+        """The collected gradient, the mean over all processes. It is forgotten here.
 
         Raises:
             RuntimeError: none was collected.
@@ -136,6 +136,7 @@ class Sparsifier(nn.Module):
             raise RuntimeError(f"method {self.name!r} has seen no gradient: was the layer used in this step?")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(gradient)
+            gradient /= torch.distributed.get_world_size()
         return gradient
 
     def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
