@@ -172,6 +172,60 @@ class _MaskedWeight(torch.autograd.Function):
         return grad_weight, None, None, None
 
 
+def score_masked_weight(weight: Tensor, score: Tensor, kept: Tensor) -> Tensor:
+    """`w_hat = w * kept`, where `kept` was chosen by trainable scores that learn through it as if it were them.
+
+        dL/dw = dL/dw_hat * kept            dL/dscore = dL/dw_hat * w        (the identity straight-through estimator)
+
+    Args:
+        weight: any shape, floating dtype.
+        score: `weight`'s shape; enters the backward pass only.
+        kept: bool, `weight`'s shape.
+    """
+    return _ScoreMaskedWeight.apply(weight, score, kept)
+
+
+class _ScoreMaskedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, score: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(kept, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        weight, score, kept = inputs
+        ctx.score_dtype = score.dtype
+        ctx.save_for_backward(weight, kept)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, kept = ctx.saved_tensors
+        return torch.where(kept, grad, 0), (grad * weight).to(ctx.score_dtype), None
+
+
+def binary_step(x: Tensor) -> Tensor:
+    """1 where `x > 0`, else 0, with DST's long-tailed estimate of the derivative (Liu et al. 2020, eq. 4):
+
+    `2 - 4 |x|` up to 0.4, 0.4 up to 1, 0 beyond.
+    """
+    return _BinaryStep.apply(x)
+
+
+class _BinaryStep(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        distance = ctx.saved_tensors[0].abs()
+        slope = torch.where(distance <= 0.4, 2.0 - 4.0 * distance, 0.4)
+        return grad * torch.where(distance <= 1.0, slope, 0.0)
+
+
 def largest(score: Tensor, count: int) -> Tensor:
     """Bool tensor of `score`'s shape, True for exactly `count` of the largest entries."""
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)

@@ -6,6 +6,7 @@ and stock `from_pretrained` still knows every key (docs/design.md compares this 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,23 +26,43 @@ class SparseLayer:
     output_dim = 0
 
     def sparse_weight(self) -> Tensor:
-        """The effective weight, shaped like `weight`."""
-        if self.folded is not None:
-            return self.folded
+        """The effective weight that is evaluated and saved, shaped like `weight`."""
+        return self.sparsifier.deployed(self.weight) if self.folded is None else self.folded
+
+    def current_weight(self) -> Tensor:
+        """The effective weight that the next forward uses: in training it may differ from `sparse_weight`."""
+        if self.folded is not None or not self.training:
+            return self.sparse_weight()
         effective = self.sparsifier(self.weight)
         if self.sparsifier.wants_gradient and effective.requires_grad:
             effective.register_hook(self.sparsifier.collect_gradient)
         return effective
 
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.current_weight()
+        if not (self.training and self.folded is None and torch.is_grad_enabled()):
+            return self.product(input, weight, self.bias)
+        learned_from = self.sparsifier.backward_input(input)
+        if learned_from is None:
+            return self.product(input, weight, self.bias)
+        # Adds exactly 0, and to the weight the gradient that it would have if `learned_from` had been the input.
+        output = self.product(input, weight.detach(), self.bias)
+        shadow = self.product(learned_from.detach(), weight, None)
+        return output + (shadow - shadow.detach())
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The dense layer's forward with this weight."""
+        raise NotImplementedError
+
 
 class SparseLinear(SparseLayer, nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.sparse_weight(), self.bias)
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(input, weight, bias)
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.sparse_weight(), self.bias)
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(input, weight, bias)
 
 
 _SPARSE_CLASSES: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}

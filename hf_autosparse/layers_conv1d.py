@@ -10,6 +10,7 @@ from .layers import SparseLayer
 class SparseConv1D(SparseLayer, Conv1D):
     output_dim = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.sparse_weight())
-        return flat.view(*x.shape[:-1], self.nf)
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        flat = input.view(-1, input.size(-1))
+        flat = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+        return flat.view(*input.shape[:-1], self.nf)

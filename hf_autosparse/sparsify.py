@@ -119,7 +119,7 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     layers = sparse_layers(model).values()
     with torch.no_grad():
         for layer in layers:
-            layer.folded = layer.sparsifier(layer.weight)
+            layer.folded = layer.sparse_weight()
     try:
         yield model
     finally:

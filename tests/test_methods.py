@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import drive
 from hf_autosparse import AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
 from hf_autosparse.callbacks import reset_optimizer_state
 from hf_autosparse.distributions import erk
-from hf_autosparse.functional import drop_and_grow, largest, masked_weight, n_of_m_mask
+from hf_autosparse.functional import binary_step, drop_and_grow, largest, masked_weight, n_of_m_mask
 from hf_autosparse.methods import Progress, available_methods, get_method
 from hf_autosparse.schedules import cosine_decay, cubic_sparsity
 from tiny import assert_same_state, tiny_trainer
@@ -25,15 +27,24 @@ HERE = Path(__file__).parent
 T, F = True, False
 SETTINGS = {
     "autosparse": {"threshold_init": {"sparsity": 0.6}},
+    "continuous": {"options": {"init": 0.0}},
+    "dst": {"options": {"penalty": 0.01}},
     "fixed_mask": {},
     "gmp": {"target_sparsity": 0.6, "options": {"every": 2}},
+    "itop": {"target_sparsity": 0.6, "options": {"every": 3}},
+    "ltp": {"options": {"penalty": 1e-4}},
+    "mest": {"target_sparsity": 0.6, "options": {"every": 3, "soft": True, "gradient": 0.1}},
     "nm": {"options": {"n": 1, "m": 4}},
+    "optg": {"target_sparsity": 0.6},
     "rigl": {"target_sparsity": 0.6, "options": {"every": 3}},
+    "scl": {"options": {"penalty": 0.05}},
     "set": {"target_sparsity": 0.6, "options": {"every": 3}},
+    "snfs": {"target_sparsity": 0.6, "options": {"every": 3}},
     "str": {"threshold_init": {"sparsity": 0.6}},
+    "swat": {"target_sparsity": 0.6, "options": {"every": 2}},
     "topkast": {"target_sparsity": 0.6, "backward_sparsity": 0.3, "options": {"every": 3, "l2": 1e-4, "power": 2.0}},
 }
-EXACT = {"gmp": 0.6, "nm": 0.75, "rigl": 0.6, "set": 0.6, "topkast": 0.6}
+EXACT = {"nm": 0.75} | {name: x["target_sparsity"] for name, x in SETTINGS.items() if "target_sparsity" in x}
 
 
 def config(method: str, **changes) -> AutoSparseConfig:
@@ -174,6 +185,57 @@ def test_rigl_holds_no_gradient_between_updates():
         update(layer, 5)
 
 
+def test_itop_explores():
+    layer = sparsify(linear([[1.0, 2, 3, 4]]), config("itop", target_sparsity=0.5, options={"every": 2}))
+    sparsifier = layer.sparsifier
+    sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
+    sparsifier.explored.copy_(sparsifier.kept)
+    sparsifier.anneal(step(1))
+    layer(torch.tensor([[0.0, 0.0, 1.0, 3.0]])).sum().backward()
+    update(layer, 2)  # half of the two kept weights is dropped, the smaller
+    assert sparsifier.kept.tolist() == [[F, T, F, T]] and sparsifier.metrics()["explored"] == 0.75
+    sparsifier.anneal(step(99))
+    assert not sparsifier.wants_gradient  # the last step changes no more
+
+
+def test_itop_grows_at_random_as_set_does():
+    masks = []
+    for method, options in (("set", {"drop_fraction": 0.5, "until": 1.0}), ("itop", {"growth": "random"})):
+        torch.manual_seed(3)
+        layer = sparsify(nn.Linear(12, 8, bias=False), config(method, options={"every": 1} | options))
+        layer.sparsifier.anneal(step(6))
+        assert not layer.sparsifier.wants_gradient
+        update(layer, 7)
+        masks.append(layer.sparsifier.kept)
+    assert torch.equal(*masks)
+
+
+def test_snfs_grows_where_the_average_gradient_is_largest():
+    layer = sparsify(
+        linear([[1.0, 2, 3, 4]]),
+        config("snfs", target_sparsity=0.5, options={"every": 2, "momentum": 0.5, "drop_fraction": 0.5}),
+    )
+    sparsifier = layer.sparsifier
+    sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
+    for number, gradient in ((1, [0.0, 0, 8, 2]), (2, [0.0, 0, 1, 4])):
+        sparsifier.anneal(step(number - 1))
+        layer(torch.tensor([gradient])).sum().backward()
+        update(layer, number)
+    assert sparsifier.momentum.tolist() == [[0, 0, 2.5, 2.5]]  # (8 / 2 + 1) / 2 and (2 / 2 + 4) / 2
+    assert sparsifier.kept[0, 1] and sparsifier.kept.sum() == 2  # the smaller weight was dropped
+    assert sparsifier.gradient_count(layer.weight) == 4
+    sparsifier.anneal(step(80))
+    assert sparsifier.gradient_count(layer.weight) == 2
+
+
+def test_topkast_anneals_the_weights_outside_its_forward_set():
+    settings = {"target_sparsity": 0.5, "alpha_schedule": "linear", "alpha_update": "step", "options": {}}
+    layer = sparsify(linear([[1.0, 2, 3, 4]]), config("topkast", backward_sparsity=None, **settings))
+    layer.sparsifier.anneal(Progress(0.75, 1.0, 75, 100))
+    layer(torch.ones(1, 4)).sum().backward()
+    assert layer.weight.grad.tolist() == [[0.25, 0.25, 1, 1]]
+
+
 def test_topkast_sets():
     settings = {"target_sparsity": 0.75, "backward_sparsity": 0.5, "options": {"l2": 0.1, "every": 1}}
     layer = sparsify(linear([[1.0, -4, 3, 2]]), config("topkast", **settings))
@@ -226,6 +288,152 @@ def test_str_is_autosparse_at_alpha_0():
         layer(inputs).square().sum().backward()
         gradients.append((layer.weight.grad, layer.sparsifier.threshold.grad))
     assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_mest_prunes_the_least_important_and_grows_zeros_at_random():
+    options = {"every": 1, "mutation": 0.5, "gradient": 1.0}
+    layer = sparsify(linear([[1.0, 2, 3, 4]]), config("mest", target_sparsity=0.5, options=options))
+    sparsifier = layer.sparsifier
+    sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
+    sparsifier.anneal(step(0))
+    layer(torch.tensor([[1.5, 0.1, 9.0, 9.0]])).sum().backward()
+    grown = update(layer, 1)  # |w| + |g|: 2.5 and 2.1
+    assert sparsifier.kept[0, 0] and not grown[0, 0]
+    assert sparsifier.kept.sum() == 2 and grown.sum() == 1 and not layer.weight[grown].any()
+
+
+def test_mest_holds_more_weights_between_changes_under_the_soft_bound():
+    options = {"every": 1, "mutation": 0.5, "soft": True}
+    layer = sparsify(nn.Linear(10, 2, bias=False), config("mest", target_sparsity=0.6, options=options))
+    counts = []
+    for number in (1, 56, 57, 74, 75, 76):  # the mutation is halved at 0.75 * 0.75 of the run
+        grown = update(layer, number)
+        counts.append((int(layer.sparsifier.kept.sum()), None if grown is None else int(grown.sum())))
+    assert counts == [(12, 4), (12, 4), (10, 2), (10, 2), (8, 0), (8, None)]
+
+
+def test_optg_scores_collect_what_removal_would_cost():
+    layer = sparsify(linear([[1.0, -2, 3, 4]]), config("optg", target_sparsity=0.5))
+    sparsifier = layer.sparsifier
+    sparsifier.kept.copy_(torch.tensor([[T, F, T, F]]))
+    sparsifier.anneal(Progress(50.0, 100.0, 50, 100))
+    layer(torch.tensor([[1.0, 1, 2, -1]])).sum().backward()
+    assert layer.weight.grad.tolist() == [[1, 0, 2, 0]]
+    assert sparsifier.score.grad.tolist() == [[1, -2, 6, -4]]
+    with torch.no_grad():
+        sparsifier.regularise(layer.weight)
+        assert sparsifier.score.grad.tolist() == [[0.5, -1, 3, -2]]  # sigmoid(50 - 100 / 2) = 1 / 2
+        sparsifier.score -= sparsifier.score.grad
+        sparsifier.update(layer.weight, Progress(50.0, 100.0, 50, 100))  # 0.5 * 1 / 2 of 4
+        assert sparsifier.kept.tolist() == [[T, T, F, T]]
+        sparsifier.update(layer.weight, Progress(100.0, 100.0, 100, 100))
+        assert sparsifier.kept.tolist() == [[F, T, F, T]]
+
+
+def test_dst_step_gradient_at_its_breakpoints():
+    x = torch.tensor([0.0, 0.2, -0.2, 0.4, -0.5, 1.0, 1.1, -1.1], requires_grad=True)
+    out = binary_step(x)
+    assert out.tolist() == [0, 1, 0, 1, 0, 1, 1, 0]
+    out.sum().backward()
+    assert x.grad.tolist() == pytest.approx([2, 1.2, 1.2, 0.4, 0.4, 0.4, 0, 0])
+
+
+def test_dst_learns_weights_and_thresholds_through_its_mask():
+    layer = sparsify(linear([[1.0, -0.25], [2.0, 0.5]]), config("dst", options={"penalty": 0.1}))
+    threshold = layer.sparsifier.threshold
+    threshold.data = torch.tensor([0.5, 0.0])
+    layer(torch.ones(1, 2)).sum().backward()
+    assert layer.sparse_weight().tolist() == [[1, 0], [2, 0.5]]
+    # |w| - t = .5, -.25, 2, .5: slopes .4, 1, 0, .4; dw = mask + |w| slope; dt = -sum w slope
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([1.4, 0.25, 1, 1.2])
+    assert threshold.grad.tolist() == pytest.approx([-0.15, -0.2])
+    with torch.no_grad():
+        layer.sparsifier.regularise(layer.weight)
+    assert threshold.grad.tolist() == pytest.approx([-0.15 - 0.1 * math.exp(-0.5), -0.3])
+    threshold.data = torch.tensor([3.0, 3.0])
+    update(layer, 1)
+    assert threshold.tolist() == [0, 0]  # nothing was left
+    threshold.data = torch.tensor([3.0, 0.0])
+    assert layer.sparsifier.limit_sparsity(layer.weight, 0.5)
+    assert layer.sparse_weight().tolist() == [[1, 0], [2, 0.5]]
+
+
+def test_continuous_hardens_its_mask():
+    layer = sparsify(linear([[1.0, 2.0]]), config("continuous", options={"init": 0.0, "penalty": 0.5}))
+    sparsifier = layer.sparsifier
+    sparsifier.score.data = torch.tensor([[0.1, -0.1]])
+    sparsifier.anneal(step(0))
+    soft = 2 / (1 + math.exp(-0.1))  # scaled by 1 / sigmoid(0)
+    assert layer.current_weight()[0].tolist() == pytest.approx([soft, 2 * (2 - soft)])
+    sparsifier.anneal(step(100))
+    assert sparsifier.metrics()["beta"] == 200
+    assert layer.current_weight()[0].tolist() == pytest.approx([2, 0], abs=1e-6)
+    assert layer.sparse_weight().tolist() == [[2, 0]] == layer.eval().current_weight().tolist()
+    sparsifier.anneal(step(0))
+    sparsifier.score.grad = torch.zeros(1, 2)
+    with torch.no_grad():
+        sparsifier.regularise(layer.weight)
+    assert sparsifier.score.grad[0].tolist() == pytest.approx([0.5 * 2 * soft / 2 * (1 - soft / 2)] * 2)
+
+
+def test_ltp_leaves_out_the_derivative_of_its_mask_by_the_weight():
+    layer = sparsify(linear([[1.0, 3.0]]), config("ltp", options={"temperature": 0.2, "penalty": 0.5}))
+    sparsifier = layer.sparsifier
+    assert sparsifier.scale.tolist() == [5]
+    sparsifier.threshold.data = torch.tensor([0.3])  # tau = 1.5, T = 1
+    soft = torch.sigmoid(torch.tensor([1.0 - 1.5, 9.0 - 1.5]))
+    torch.testing.assert_close(layer.current_weight(), torch.tensor([[1.0, 3.0]]) * soft)
+    layer(torch.ones(1, 2)).sum().backward()
+    torch.testing.assert_close(layer.weight.grad[0], soft)
+    slope = soft * (1 - soft) / 0.2
+    assert sparsifier.threshold.grad.item() == pytest.approx(-(slope[0] + 3 * slope[1]).item())
+    with torch.no_grad():
+        sparsifier.regularise(layer.weight)
+    assert sparsifier.threshold.grad.item() == pytest.approx(-(1.5 * slope[0] + 3.5 * slope[1]).item())
+    assert layer.sparse_weight().tolist() == [[0, 3]]
+    assert sparsifier.metrics()["mean_threshold"].item() == pytest.approx(math.sqrt(1.5))
+    sparsifier.threshold.data = torch.tensor([100.0])
+    assert sparsifier.limit_sparsity(layer.weight, 0.5) and layer.sparse_weight().tolist() == [[0, 3]]
+    with pytest.raises(ValueError, match="its weights are all 0 and give method 'ltp' no scale"):
+        sparsify(linear([[0.0, 0.0]]), config("ltp"))
+
+
+def test_scl_normalises_the_mask_gradients_of_each_feature():
+    layer = sparsify(linear([[3.0, 4.0], [1.0, 1.0]]), config("scl", options={"penalty": 0.5}))
+    sparsifier = layer.sparsifier
+    sparsifier.score.data = torch.tensor([[0.1, -0.1], [0.1, 0.1]])
+    assert layer.sparse_weight().tolist() == [[3, 0], [1, 1]]
+    layer(torch.tensor([[1.0, 1.0]]))[0, 0].backward()
+    assert layer.weight.grad.tolist() == [[1, 0], [0, 0]]
+    with torch.no_grad():
+        sparsifier.regularise(layer.weight)
+    assert sparsifier.score.grad.flatten().tolist() == pytest.approx([0.6 + 0.5, 0.8 + 0.5, 0.5, 0.5])
+
+
+def test_swat_learns_from_the_largest_activations_of_each_example():
+    layer = sparsify(linear([[1.0, 2.0]]), config("swat", target_sparsity=0.5, options={}))
+    inputs = torch.tensor([[3.0, 1.0], [1.0, -4.0]], requires_grad=True)
+    out = layer(inputs)
+    assert out.tolist() == [[2], [-8]]
+    out.sum().backward()
+    assert layer.weight.grad.tolist() == [[3, -4]] and inputs.grad.tolist() == [[0, 2], [0, 2]]
+    assert layer.sparsifier.gradient_count(layer.weight) == 1
+    layer.weight.data = torch.tensor([[2.0, 1.0]])
+    for number, expected in ((4, [[0, 1]]), (5, [[2, 0]])):
+        update(layer, number)
+        assert layer.sparse_weight().tolist() == expected
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), lambda: Conv1D(6, 4)])
+def test_swat_with_dense_activations_is_topkast(make):
+    inputs = torch.randn(2, 4, 5, 5) if make().weight.dim() == 4 else torch.randn(2, 3, 4)
+    gradients = []
+    for method, options in (("swat", {"activations": 0.0}), ("topkast", {})):
+        torch.manual_seed(0)
+        layer = sparsify(make(), config(method, backward_sparsity=None, options=options))
+        layer(inputs).square().sum().backward()
+        gradients.append((layer.weight.grad, layer.bias.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +590,7 @@ def test_trainer_resumes_a_method_with_masks_exactly(tmp_path):
         ),
         (
             {"target_sparsity": 0.8},
-            "target_sparsity = 0.8 has no effect on method 'autosparse'.*gmp, rigl, set, topkast",
+            "target_sparsity = 0.8 has no effect on method 'autosparse'.*gmp, itop, .*set, snfs",
         ),
         ({"options": {"every": 3}}, "'autosparse' has no option 'every': it has none"),
         ({"options": 3}, "options = 3: expected a dict"),

@@ -6,6 +6,7 @@ resuming need no special code. It knows nothing of Trainer, and Trainer nothing 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -22,16 +23,8 @@ if TYPE_CHECKING:
 ANNEALING = frozenset(
     {"alpha_init", "alpha_schedule", "alpha_beta", "alpha_epochs", "alpha_zero_epoch", "alpha_update"}
 )
-THRESHOLDS = frozenset(
-    {
-        "threshold_init",
-        "threshold_granularity",
-        "threshold_lr",
-        "threshold_weight_decay",
-        "clip_thresholds",
-        "max_layer_sparsity",
-    }
-)
+LEARNING = frozenset({"threshold_lr", "threshold_weight_decay", "clip_thresholds"})  # of the sparsifier's parameters
+THRESHOLDS = LEARNING | {"threshold_init", "threshold_granularity", "max_layer_sparsity"}
 BUDGET = frozenset({"target_sparsity", "sparsity_distribution"})
 METHOD_FIELDS = ANNEALING | THRESHOLDS | BUDGET | {"backward_sparsity"}
 
@@ -46,6 +39,10 @@ class Progress:
     epochs: float
     step: int
     steps: int
+
+    def after_step(self) -> Progress:
+        """Where the step to come will have led, as `update` sees it; `epoch` stays what it is."""
+        return dataclasses.replace(self, step=self.step + 1)
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,17 @@ class Sparsifier(nn.Module):
         self.register_buffer("at_guard", torch.zeros(1, dtype=torch.bool, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, differentiable, same shape and dtype as `weight`."""
+        """The effective weight in training, differentiable, same shape and dtype as `weight`."""
         raise NotImplementedError
+
+    def deployed(self, weight: Tensor) -> Tensor:
+        """The effective weight that is evaluated and saved, zero outside `mask`: the one in training, unless the method
+        trains with a soft mask."""
+        return self(weight)
+
+    def backward_input(self, input: Tensor) -> Tensor | None:
+        """What the weight gradient is to be computed from instead of the layer's input, same shape; None for itself."""
+        return None
 
     def mask(self, weight: Tensor) -> Tensor:
         """Bool tensor of `weight`'s shape, True where the effective weight is kept."""
@@ -96,8 +102,9 @@ class Sparsifier(nn.Module):
         """Called once by `sparsify`, without gradients, after everything was found to work: may change the weight."""
 
     def anneal(self, progress: Progress) -> None:
-        """Called before every optimizer step. Sets alpha, a function of progress alone."""
+        """Called before every optimizer step. Sets alpha and `wants_gradient`, functions of progress alone."""
         config = self.config
+        self.wants_gradient = self.needs_gradient(progress.after_step())
         if "alpha_init" in self.reads:
             self.alpha = alpha_at(
                 config.alpha_schedule,
@@ -107,6 +114,10 @@ class Sparsifier(nn.Module):
                 beta=config.alpha_beta,
                 zero_epoch=config.alpha_zero_epoch,
             )
+
+    def needs_gradient(self, progress: Progress) -> bool:
+        """Whether `update`, called with this progress, will take the gradient of the effective weight."""
+        return False
 
     def regularise(self, weight: nn.Parameter) -> None:
         """Called once before every optimizer step, after accumulation and clipping: may add to gradients.

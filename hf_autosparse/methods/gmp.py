@@ -33,7 +33,7 @@ class GMP(MaskedSparsifier):
 
     def update(self, weight: nn.Parameter, progress: Progress) -> None:
         options = self.config.options
-        last = progress.step == max(1, round(options.until * progress.steps))  # the full sparsity is reached for sure
-        if last or options.due(progress):
-            wanted = cubic_sparsity(1.0 if last else options.progress(progress), self.final_sparsity)
+        ends = options.ends(progress)  # the full sparsity is reached for sure
+        if ends or options.due(progress):
+            wanted = cubic_sparsity(1.0 if ends else options.progress(progress), self.final_sparsity)
             self.kept.copy_(largest(weight.abs(), kept_count(weight, wanted)))

@@ -49,6 +49,10 @@ class Periodic(Options):
         """Whether the mask changes after step `progress.step`."""
         return progress.step > 0 and progress.step % self.every == 0 and self.progress(progress) < 1.0
 
+    def ends(self, progress: Progress) -> bool:
+        """Whether this is the step at which `until` is reached; it comes in every run."""
+        return progress.step == max(1, round(self.until * progress.steps))
+
 
 def kept_count(weight: Tensor, sparsity: float) -> int:
     """How many weights a layer keeps at `sparsity`, rounded."""

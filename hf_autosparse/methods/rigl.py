@@ -20,12 +20,13 @@ class RigL(SET):
     reference = "Evci et al. 2020, Rigging the Lottery, arXiv 1911.11134"
     _dense_share = 0.0  # of the steps, those that need a dense gradient
 
+    def needs_gradient(self, progress: Progress) -> bool:
+        return self.config.options.due(progress)
+
     def anneal(self, progress: Progress) -> None:
         super().anneal(progress)
         options = self.config.options
-        coming = Progress(progress.epoch, progress.epochs, progress.step + 1, progress.steps)
-        self.wants_gradient = options.due(coming)
-        self._dense_share = 1.0 / options.every if options.progress(coming) < 1.0 else 0.0
+        self._dense_share = 1.0 / options.every if options.progress(progress.after_step()) < 1.0 else 0.0
 
     def gradient_count(self, weight: Tensor) -> Tensor:
         active = self.kept.count_nonzero()

@@ -1,0 +1,64 @@
+"""ITOP: in-time over-parameterization (Liu et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..validation import check_choice
+from .base import Progress, register
+from .rigl import RigL
+from .set_ import DropAndGrow
+
+
+@dataclass(frozen=True)
+class ITOPOptions(DropAndGrow):
+    """`growth`: "gradient" (the authors' RigL-ITOP) or "random" (SET-ITOP, for which they give `every` as 1500)."""
+
+    every: int = 4000
+    until: float = 1.0
+    drop_fraction: float = 0.5
+    growth: str = "gradient"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("AutoSparseConfig.options['growth']", self.growth, ["gradient", "random"])
+
+
+@register
+class ITOP(RigL):
+    """RigL or SET that explores on: rare changes of half the kept weights, to the end, so that each gets time to train.
+
+    `every` counts optimizer steps and must fit the run: a run of fewer than 4000 steps explores nothing by default. The
+    metric `explored` is the paper's rate R_s: the share of weights that were active at some time.
+    """
+
+    name = "itop"
+    reference = "Liu et al. 2021, In-Time Over-Parameterization, arXiv 2102.02887"
+    Options = ITOPOptions
+
+    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+        super().__init__(weight, config, output_dim, sparsity)
+        self.register_buffer("explored", self.kept.clone())
+
+    def needs_gradient(self, progress: Progress) -> bool:
+        return self.config.options.growth == "gradient" and super().needs_gradient(progress)
+
+    def gradient_count(self, weight: Tensor) -> Tensor:
+        if self.config.options.growth == "random":
+            return self.kept.count_nonzero()
+        return super().gradient_count(weight)
+
+    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
+        if self.config.options.growth == "random":
+            return self.random_score(weight, progress.step)
+        return super().growth_score(weight, progress)
+
+    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+        grown = super().update(weight, progress)
+        self.explored |= self.kept
+        return grown
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        return super().metrics() | {"explored": self.explored.float().mean()}

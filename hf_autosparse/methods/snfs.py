@@ -1,0 +1,56 @@
+"""SNFS: sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..validation import check_number
+from .base import Progress, register
+from .set_ import SET, DropAndGrow
+
+
+@dataclass(frozen=True)
+class SNFSOptions(DropAndGrow):
+    """`momentum`: decay of the average of gradients that growth goes by."""
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("AutoSparseConfig.options['momentum']", self.momentum, 0, 1, high_open=True)
+
+
+@register
+class SNFS(SET):
+    """SET that grows where the average of past gradients of the effective weight is largest.
+
+    `m = momentum m + (1 - momentum) g` in every step while masks change, so the weight gradient is dense until then and
+    its average (float32, in every checkpoint) is held on purpose. After RigL's code, which made the figures that the
+    later papers cite: its schedule, an average of its own beside the optimizer's, and each layer keeps its number of
+    weights, where the original moves weights between layers once an epoch.
+    """
+
+    name = "snfs"
+    reference = "Dettmers & Zettlemoyer 2019, Sparse Networks from Scratch, arXiv 1907.04840"
+    Options = SNFSOptions
+
+    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+        super().__init__(weight, config, output_dim, sparsity)
+        self.register_buffer("momentum", torch.zeros_like(weight, dtype=torch.float32))
+
+    def needs_gradient(self, progress: Progress) -> bool:
+        return self.config.options.progress(progress) < 1.0
+
+    def gradient_mask(self, weight: Tensor) -> Tensor | None:
+        return None if self.wants_gradient else self.kept
+
+    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
+        return self.momentum.abs()
+
+    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+        if self.needs_gradient(progress):
+            self.momentum.lerp_(self.take_gradient().float(), 1.0 - self.config.options.momentum)
+        return super().update(weight, progress)
