@@ -42,7 +42,7 @@ class AutoSparseCallback(TrainerCallback):
             self._epochs = state.max_steps / max(1, steps_per_epoch)
         else:
             self._epochs = 1.0  # Trainer counts a data set without a length as one epoch of max_steps steps
-            if record.config.alpha_update == "epoch" and record.config.alpha_schedule != "fixed":
+            if record.config.alpha_update == "epoch" and record.config.alpha_schedule not in (None, "fixed"):
                 raise ValueError(
                     "alpha_update='epoch' needs a training set with a length, and this one has none:"
                     " use alpha_update='step'"

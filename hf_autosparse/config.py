@@ -28,7 +28,8 @@ class AutoSparseConfig:
     Args:
         method: name of a registered method, see `hf_autosparse.methods.available_methods`.
         options: the method's own options, a dict or its `Options`; `hf_autosparse.methods` documents them.
-        target_sparsity: the budget of the methods that have one, over all sparse layers.
+        target_sparsity: the budget of the methods that have one, over all sparse layers. Those that learn thresholds or
+            masks (autosparse, str, dst, ...) find their own sparsity and refuse it.
         sparsity_distribution: how that budget is spread over layers: "uniform", or "erk" (small layers denser).
         alpha_init: alpha at the start, in [0, 1]: the share of the gradient that pruned weights receive.
             0 is STR (pruned weights get none), 1 the straight-through estimator. None for the method's own value.

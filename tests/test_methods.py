@@ -1,9 +1,11 @@
 """The methods' update rules on tensors small enough to check by hand, and the contract that all of them keep."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from hf_autosparse.callbacks import reset_optimizer_state
 from hf_autosparse.distributions import erk
 from hf_autosparse.functional import binary_step, drop_and_grow, largest, masked_weight, n_of_m_mask
 from hf_autosparse.methods import Progress, available_methods, get_method
+from hf_autosparse.methods.base import _REGISTRY
 from hf_autosparse.schedules import cosine_decay, cubic_sparsity
 from tiny import assert_same_state, tiny_trainer
 
@@ -577,6 +580,33 @@ def test_trainer_resumes_a_method_with_masks_exactly(tmp_path):
     assert moments[-1].backward_sparsity == moments[-1].sparsity and moments[-1].alpha is None
 
 
+def test_adding_a_method_as_documented():
+    page = (HERE.parent / "docs" / "add_a_method.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert code.index("config = ") > code.index("@register")
+    method = code[code.index("@dataclass") : code.index("config = ")]
+    assert len([line for line in method.splitlines() if line.strip()]) <= 40
+    try:
+        names = {}
+        exec(code, names)
+        assert sparsity(names["model"]) == pytest.approx(0.8, abs=1e-3)
+        settings = {"method": "movement", "target_sparsity": 0.6, "first_last": "none"}
+        model = drive.sparse_net(AutoSparseConfig(**settings))
+        drive.drive(model, drive.optimizer_of(model), 0, 8)
+        masks = [layer.sparsifier.mask(layer.weight).flatten() for layer in sparse_layers(model).values()]
+        assert torch.cat(masks).float().mean().item() == pytest.approx(0.4, abs=0.01)
+    finally:
+        _REGISTRY.pop("movement", None)
+
+
+def test_the_documented_methods_are_those_there_are():
+    page = (HERE.parent / "docs" / "methods.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(available_methods()) - {"fixed_mask"}
+    for name in available_methods():
+        for option in dataclasses.fields(get_method(name).Options):
+            assert f"`{option.name}`" in page, f"{name}: {option.name}"
+
+
 # ---- Configuration ----
 
 
@@ -599,6 +629,28 @@ def test_trainer_resumes_a_method_with_masks_exactly(tmp_path):
         ({"method": "nm", "options": {"n": 0}}, "'n'. = 0 is not allowed: use a whole number, 1 or more"),
         ({"method": "gmp", "target_sparsity": 0.5, "options": {"until": 0}}, "'until'. = 0 is not allowed"),
         ({"method": "set", "target_sparsity": 0.5, "options": {"drop_fraction": 2}}, "'drop_fraction'. = 2"),
+        ({"method": "itop", "target_sparsity": 0.5, "options": {"growth": "x"}}, "'growth'. = 'x' is not allowed"),
+        ({"method": "snfs", "target_sparsity": 0.5, "options": {"momentum": 1}}, "'momentum'. = 1 is not allowed"),
+        ({"method": "mest", "target_sparsity": 0.5, "options": {"mutation": 0}}, "'mutation'. = 0 is not allowed"),
+        ({"method": "mest", "target_sparsity": 0.5, "options": {"soft": 1}}, "'soft'. = 1 is not allowed"),
+        ({"method": "mest", "target_sparsity": 0.5, "options": {"gradient": -1}}, "'gradient'. = -1 is not allowed"),
+        ({"method": "swat", "target_sparsity": 0.5, "options": {"every": 0}}, "'every'. = 0 is not allowed"),
+        ({"method": "swat", "target_sparsity": 0.5, "options": {"activations": 1}}, "'activations'. = 1 is not"),
+        ({"method": "topkast", "target_sparsity": 0.5, "options": {"power": 0.5}}, "'power'. = 0.5 is not allowed"),
+        ({"method": "topkast", "target_sparsity": 0.5, "options": {"l2": -1}}, "'l2'. = -1 is not allowed"),
+        ({"method": "dst", "options": {"penalty": -1}}, "'penalty'. = -1 is not allowed"),
+        ({"method": "dst", "target_sparsity": 0.5}, "target_sparsity = 0.5 has no effect on method 'dst'"),
+        ({"method": "ltp", "options": {"temperature": 0}}, "'temperature'. = 0 is not allowed"),
+        ({"method": "ltp", "options": {"penalty": -1}}, "'penalty'. = -1 is not allowed"),
+        ({"method": "continuous", "options": {"temperature": 0.5}}, "'temperature'. = 0.5 is not allowed"),
+        ({"method": "continuous", "options": {"init": None}}, "'init'. = None is not allowed"),
+        ({"method": "continuous", "options": {"penalty": -1}}, "'penalty'. = -1 is not allowed"),
+        ({"method": "scl", "options": {"init": 0}}, "'init'. = 0 is not allowed"),
+        ({"method": "scl", "options": {"penalty": -1}}, "'penalty'. = -1 is not allowed"),
+        ({"method": "nm", "options": {"decay": -1}}, "'decay'. = -1 is not allowed"),
+        ({"method": "nm", "options": {"m": 1}}, "'m'. = 1 is not allowed"),
+        ({"method": "gmp", "target_sparsity": 0.5, "options": {"every": 0.5}}, "'every'. = 0.5 is not allowed"),
+        ({"method": "gmp", "target_sparsity": 1.0}, "target_sparsity = 1.0 is not allowed"),
         ({"method": "set", "target_sparsity": 0.5, "sparsity_distribution": "x"}, "'uniform', 'erk'"),
     ],
 )
