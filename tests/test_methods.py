@@ -19,6 +19,7 @@ import drive
 from hf_autosparse import AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
 from hf_autosparse.callbacks import reset_optimizer_state
 from hf_autosparse.distributions import erk
+from hf_autosparse.flop_counter import step_fraction
 from hf_autosparse.functional import binary_step, drop_and_grow, largest, masked_weight, n_of_m_mask
 from hf_autosparse.methods import Progress, available_methods, get_method
 from hf_autosparse.methods.base import _REGISTRY
@@ -543,6 +544,24 @@ def test_gradients_are_zero_where_the_method_says_so(method):
         assert count.dtype == torch.int64 and 0 < count <= layer.weight.numel()
         if expected[name] is not None:
             assert not layer.weight.grad[~expected[name]].any() and count >= expected[name].sum()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "published"),
+    [
+        ("topkast", {"options": {}, "backward_sparsity": None}, 0.48),  # (2 F + 1) / 3
+        ("topkast", {"options": {}, "backward_sparsity": 1 - 0.5147}, 0.32),
+        ("rigl", {"options": {"every": 100}}, 0.226),  # (3 F every + 2 F + 1) / 3 (every + 1), RigL's appendix
+        ("set", {}, 0.2235),
+    ],
+)
+def test_training_flops_at_uniform_80_percent(method, settings, published):
+    """ResNet-50 with its first and last layer dense: F = .2235, here as the density of one layer."""
+    layer = sparsify(nn.Linear(100, 100), config(method, target_sparsity=1 - 0.2235, **settings))
+    layer.sparsifier.anneal(step(1, of=1000))
+    density = layer.sparsifier.mask(layer.weight).float().mean().item()
+    cost = layer.sparsifier.gradient_count(layer.weight).item() / layer.weight.numel()
+    assert step_fraction(density, cost) == pytest.approx(published, abs=0.003)
 
 
 def test_two_processes_equal_one(tmp_path):
