@@ -184,9 +184,17 @@ def test_rigl_holds_no_gradient_between_updates():
         assert (layer.sparsifier._gradient is not None) == (number % 5 == 4)
         update(layer, number + 1)
         assert layer.sparsifier._gradient is None
-    layer.sparsifier.anneal(step(4))
-    with pytest.raises(RuntimeError, match="'rigl' has seen no gradient"):
-        update(layer, 5)
+
+
+def test_a_layer_that_a_step_did_not_use_keeps_its_mask():
+    for method in ("rigl", "snfs", "mest"):
+        options = {"every": 1} | ({"gradient": 0.5} if method == "mest" else {})
+        layer = sparsify(nn.Linear(8, 8), config(method, options=options))
+        before = layer.sparsifier.kept.clone()
+        layer.sparsifier.anneal(step(0))
+        grown = update(layer, 1)
+        assert layer.sparsifier.kept.sum() == before.sum()
+        assert method != "rigl" or (grown is None and torch.equal(layer.sparsifier.kept, before))
 
 
 def test_itop_explores():

@@ -136,15 +136,14 @@ class Sparsifier(nn.Module):
         """Adds up the gradient of the effective weight over the micro-batches of one step (`wants_gradient`)."""
         self._gradient = gradient.detach().clone() if self._gradient is None else self._gradient.add_(gradient)
 
-    def take_gradient(self) -> Tensor:
-        """The collected gradient, the mean over all processes. It is forgotten here.
+    def take_gradient(self, weight: Tensor) -> Tensor:
+        """The collected gradient, the mean over all processes; zeros if the layer was used by none (LayerDrop).
 
-        Raises:
-            RuntimeError: none was collected.
+        It is forgotten here.
         """
         gradient, self._gradient = self._gradient, None
         if gradient is None:
-            raise RuntimeError(f"method {self.name!r} has seen no gradient: was the layer used in this step?")
+            gradient = torch.zeros_like(weight)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(gradient)
             gradient /= torch.distributed.get_world_size()

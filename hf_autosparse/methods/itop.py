@@ -50,7 +50,7 @@ class ITOP(RigL):
             return self.kept.count_nonzero()
         return super().gradient_count(weight)
 
-    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
+    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         if self.config.options.growth == "random":
             return self.random_score(weight, progress.step)
         return super().growth_score(weight, progress)

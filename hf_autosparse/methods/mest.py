@@ -72,7 +72,7 @@ class MEST(SET):
         options = self.config.options
         score = weight.abs()
         if options.gradient > 0:
-            score = score + options.gradient * self.take_gradient().abs()
+            score = score + options.gradient * self.take_gradient(weight).abs()
         count = options.mutated(progress, self.budget)
         survivors = largest(score.masked_fill(~self.kept, -1.0), self.budget - (0 if options.soft else count))
         score = self.random_score(weight, progress.step).masked_fill(survivors, -1.0)

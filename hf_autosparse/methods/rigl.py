@@ -32,5 +32,6 @@ class RigL(SET):
         active = self.kept.count_nonzero()
         return active + ((weight.numel() - active) * self._dense_share).round().long()
 
-    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
-        return self.take_gradient().abs()
+    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+        gradient = self.take_gradient(weight)
+        return gradient.abs() if gradient.any() else None

@@ -48,18 +48,18 @@ class SET(MaskedSparsifier):
         generator = torch.Generator().manual_seed(int(self.seed) + step)
         return torch.rand(weight.shape, generator=generator).to(weight.device)
 
-    def growth_score(self, weight: Tensor, progress: Progress) -> Tensor:
-        """What growth goes by, non-negative, the weight's shape."""
+    def growth_score(self, weight: Tensor, progress: Progress) -> Tensor | None:
+        """What growth goes by, non-negative, the weight's shape; None where nothing speaks for any weight."""
         return self.random_score(weight, progress.step)
 
     def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         options = self.config.options
-        if not options.due(progress):
+        if not options.due(progress) or (score := self.growth_score(weight, progress)) is None:
             return None
         fraction = options.drop_fraction * cosine_decay(options.progress(progress))
         count = round(fraction * int(self.kept.sum()))
         count = min(count, self.kept.numel() - int(self.kept.sum()))  # nearly dense layers have less to grow
-        kept = drop_and_grow(weight.abs(), self.kept, self.growth_score(weight, progress), count)
+        kept = drop_and_grow(weight.abs(), self.kept, score, count)
         grown = kept & ~self.kept
         self.kept.copy_(kept)
         weight.masked_fill_(grown, 0)

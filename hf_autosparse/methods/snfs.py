@@ -52,5 +52,5 @@ class SNFS(SET):
 
     def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         if self.needs_gradient(progress):
-            self.momentum.lerp_(self.take_gradient().float(), 1.0 - self.config.options.momentum)
+            self.momentum.lerp_(self.take_gradient(weight).float(), 1.0 - self.config.options.momentum)
         return super().update(weight, progress)
