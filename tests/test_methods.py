@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 import drive
 from hf_autosparse import AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
-from hf_autosparse.callbacks import reset_optimizer_state
+from hf_autosparse.callbacks import AutoSparseCallback, reset_optimizer_state
 from hf_autosparse.distributions import erk
 from hf_autosparse.flop_counter import step_fraction
 from hf_autosparse.functional import binary_step, drop_and_grow, largest, masked_weight, n_of_m_mask
@@ -115,6 +116,20 @@ def test_erk():
     assert erk(shapes, 0.9) == pytest.approx(expected)
     assert erk({"conv": (8, 4, 3, 3)}, 0.9) == pytest.approx({"conv": 0.9})
     assert erk(shapes, 0.0) == pytest.approx(dict.fromkeys(shapes, 0.0))
+
+
+def test_a_budget_is_spread_over_the_layers():
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 100), nn.Linear(100, 100))
+    sparsify(model, config("gmp", target_sparsity=0.9, sparsity_distribution="erk", options={}))
+    shapes = {str(i): tuple(model[i].weight.shape) for i in range(3)}
+    shares = {str(i): model[i].sparsifier.final_sparsity for i in range(3)}
+    assert shares == erk(shapes, 0.9) and shares["0"] < shares["1"] < shares["2"]
+    assert sum(share * math.prod(shapes[i]) for i, share in shares.items()) == pytest.approx(0.9 * 11_100)
+
+
+def test_no_layer_loses_its_last_weight():
+    layer = sparsify(nn.Conv2d(1, 1, 3), config("topkast", target_sparsity=0.97))
+    assert layer.sparsifier.kept.sum() == 1
 
 
 # ---- Update rules ----
@@ -572,6 +587,15 @@ def test_training_flops_at_uniform_80_percent(method, settings, published):
     assert step_fraction(density, cost) == pytest.approx(published, abs=0.003)
 
 
+def test_a_method_without_alpha_needs_no_length_of_the_training_set():
+    model = drive.sparse_net(config("set"))
+    arguments = SimpleNamespace(gradient_accumulation_steps=1), SimpleNamespace(max_steps=12), None
+    AutoSparseCallback().on_train_begin(*arguments, model=model, train_dataloader=iter(()))
+    gradual = drive.sparse_net(config("gmp", alpha_init=0.5, alpha_schedule="linear"))
+    with pytest.raises(ValueError, match="needs a training set with a length"):
+        AutoSparseCallback().on_train_begin(*arguments, model=gradual, train_dataloader=iter(()))
+
+
 def test_two_processes_equal_one(tmp_path):
     """All methods in one launch; the masks agree between the processes, too."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -628,6 +652,7 @@ def test_adding_a_method_as_documented():
 
 def test_the_documented_methods_are_those_there_are():
     page = (HERE.parent / "docs" / "methods.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(available_methods()) - {"fixed_mask"}
     for name in available_methods():
         for option in dataclasses.fields(get_method(name).Options):

@@ -55,5 +55,5 @@ class Periodic(Options):
 
 
 def kept_count(weight: Tensor, sparsity: float) -> int:
-    """How many weights a layer keeps at `sparsity`, rounded."""
-    return weight.numel() - math.floor(sparsity * weight.numel() + 0.5)
+    """How many weights a layer keeps at `sparsity`, rounded, and never none."""
+    return max(1, weight.numel() - math.floor(sparsity * weight.numel() + 0.5))
