@@ -202,6 +202,27 @@ class _ScoreMaskedWeight(torch.autograd.Function):
         return torch.where(kept, grad, 0), (grad * weight).to(ctx.score_dtype), None
 
 
+def signed_power(x: Tensor, power: float) -> Tensor:
+    """`x |x|^(power - 1)`, with its gradient `power |x|^(power - 1)`: finite at 0 for every power from 1 on."""
+    return _SignedPower.apply(x, power)
+
+
+class _SignedPower(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, power: float) -> Tensor:
+        return x * x.abs() ** (power - 1.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.power = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return grad * ctx.power * x.abs() ** (ctx.power - 1.0), None
+
+
 def binary_step(x: Tensor) -> Tensor:
     """1 where `x > 0`, else 0, with DST's long-tailed estimate of the derivative (Liu et al. 2020, eq. 4):
 

@@ -283,6 +283,13 @@ def test_topkast_with_equal_sets_is_a_hard_mask():
     assert torch.equal(layer.sparsifier.learning, layer.sparsifier.kept)
 
 
+def test_powerpropagation_gradients():
+    layer = sparsify(linear([[4.0, -1, 0]]), config("topkast", target_sparsity=0.0, options={"power": 1.5}))
+    torch.testing.assert_close(layer.weight[0].abs(), torch.tensor([4 ** (2 / 3), 1, 0]))
+    layer(torch.ones(1, 3)).sum().backward()
+    torch.testing.assert_close(layer.weight.grad[0], 1.5 * layer.weight[0].abs().sqrt().detach())
+
+
 def test_powerpropagation_starts_from_the_same_weights():
     layer = nn.Linear(6, 5)
     before = layer.weight.detach().clone()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..functional import largest, masked_weight
+from ..functional import largest, masked_weight, signed_power
 from ..validation import check_count, check_number
 from .base import ANNEALING, BUDGET, Options, Progress, register
 from .masked import MaskedSparsifier, kept_count
@@ -68,7 +68,7 @@ class TopKAST(MaskedSparsifier):
     def forward(self, weight: Tensor) -> Tensor:
         power = self.config.options.power
         if power != 1.0:
-            weight = weight * weight.abs() ** (power - 1.0)
+            weight = signed_power(weight, power)
         return masked_weight(weight, self.kept, self.alpha, self.learning)
 
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
