@@ -81,7 +81,7 @@ def images(source: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
         pixels, labels = load_digits(return_X_y=True)
         order = np.random.default_rng(0).permutation(len(labels))
         pixels = torch.tensor(pixels[order], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-        pixels = torch.nn.functional.interpolate(pixels, scale_factor=2)
+        pixels = torch.nn.functional.interpolate(pixels, scale_factor=4)
         labels = torch.tensor(labels[order])
         return pixels[:1400], labels[:1400], pixels[1400:], labels[1400:]
 
