@@ -47,6 +47,7 @@ LEVELS = {
     "checkpoint": 5,
     "accuracy": 5,
     "metrics": 5,
+    "accuracy": 5,
     "pipelines": 5,
     "model_card": 6,
     "callbacks": 6,
