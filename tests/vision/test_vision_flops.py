@@ -1,0 +1,71 @@
+"""MobileNetV1: do the paper's Test F and sparsities (Table 3) say whether its depthwise convolutions are sparse?
+
+../../examples/vision/README.md has the table that is computed here.
+"""
+
+import json
+
+import pytest
+import torch
+
+from hf_autosparse import FlopsReport, flops
+from image_model import build_model, depthwise_layers
+from image_recipe import load_recipe
+from tiny_vision import CONFIGS
+
+DENSE = {"mobilenet_v1.conv_stem.convolution", "classifier"}
+ROWS = [(75.1, 0.22), (86.36, 0.10), (87.72, 0.08)]  # sparsity in percent, Test F
+
+
+@pytest.fixture(scope="module")
+def counted() -> tuple[FlopsReport, set[str]]:
+    """The recipe's model at ImageNet's size, and the names of its depthwise convolutions."""
+    model = build_model(load_recipe(CONFIGS / "mobilenet_v1.yaml")["model"], [str(i) for i in range(1000)])
+    return flops(model, torch.zeros(1, 3, 224, 224)), set(depthwise_layers(model))
+
+
+def needed_density(report: FlopsReport, dense: set[str], test_f: float) -> float:
+    """Share of the sparse layers' MACs that is left where the whole model's is `test_f`."""
+    fixed = sum(row.macs for row in report.layers if row.name in dense)
+    return (test_f * report.macs - fixed) / (report.macs - fixed)
+
+
+def least_test_f(report: FlopsReport, dense: set[str], sparsity: float) -> float:
+    """With the zeros placed so that the weights kept are those of the fewest MACs each."""
+    sparse = sorted((r for r in report.layers if r.name not in dense), key=lambda row: row.macs / row.weights)
+    kept = (1 - sparsity) * sum(row.weights for row in sparse)
+    macs = sum(row.macs for row in report.layers if row.name in dense)
+    for row in sparse:
+        taken = min(kept, row.weights)
+        macs, kept = macs + taken * row.macs / row.weights, kept - taken
+    return macs / report.macs
+
+
+def test_shares(counted):
+    report, depthwise = counted
+    assert report.macs == 568_740_352 and len(report.layers) == 28 and len(depthwise) == 13
+    macs = {row.name: row.macs for row in report.layers}
+    shares = [sum(macs[name] for name in group) / report.macs for group in (DENSE, depthwise)]
+    assert shares == pytest.approx([0.0209, 0.0306], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "sparse_depthwise", "dense_depthwise"),
+    [(ROWS[0], (0.2034, 0.089), (0.1777, 0.119)), (ROWS[1], (0.0808, 0.058), (0.0512, 0.088))]
+    + [(ROWS[2], (0.0604, 0.0545), (0.0301, 0.0846))],
+)
+def test_both_readings(counted, row, sparse_depthwise, dense_depthwise):
+    report, depthwise = counted
+    percent, test_f = row
+    for dense, (density, least) in ((DENSE, sparse_depthwise), (DENSE | depthwise, dense_depthwise)):
+        assert needed_density(report, dense, test_f) == pytest.approx(density, abs=5e-5)
+        assert least_test_f(report, dense, percent / 100) == pytest.approx(least, abs=5e-4)
+    # Sparse ones leave room below every row; dense ones do not below the last.
+    assert least_test_f(report, DENSE, percent / 100) < test_f
+    assert (least_test_f(report, DENSE | depthwise, percent / 100) < test_f) == (row != ROWS[2])
+
+
+def test_rows_are_the_papers(shared_data):
+    tables = json.loads((shared_data / "paper" / "tables.json").read_text())
+    rows = [dict(zip(tables["columns"], row, strict=True)) for row in tables["mobilenetv1_imagenet"]]
+    assert [(row["sparsity"], row["test_flops"]) for row in rows if row["method"] == "AutoSparse"] == ROWS
