@@ -47,7 +47,6 @@ LEVELS = {
     "checkpoint": 5,
     "accuracy": 5,
     "metrics": 5,
-    "accuracy": 5,
     "pipelines": 5,
     "model_card": 6,
     "callbacks": 6,
