@@ -43,7 +43,7 @@ _PLAIN_DTYPES = _DTYPES | {
     "BOOL": torch.bool,
 }
 _MAX_DIMENSIONS = 8
-_LONGEST_HEADER = 100_000_000  # of safetensors
+_LONGEST_HEADER = 25_000_000  # bytes: some 200,000 tensors. safetensors takes 100 MB, which can swell to 2 GB of memory
 _CHUNK = 1 << 16  # weights at a time: fits the cache; a multiple of 8, so chunks meet at byte borders
 PIECE = 1 << 20  # elements that `PackedFile.pieces` reads at a time; a multiple of 8 too
 
@@ -191,6 +191,13 @@ class PackedFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not a file")
+        with open(self.path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise PackedFormatError(
+                f"{self.path} is not a whole safetensors file, or one of too many tensors: its header has {length}"
+                f" bytes, expected at most {_LONGEST_HEADER}. Save the model in several shards (max_shard_size)"
+            )
         # Not mapped into memory: the system refuses that for a file larger than memory and swap.
         self._header = self._open(framework="np", backend="pread")
         self._offsets = self._read_offsets()

@@ -3,10 +3,11 @@
     pip install "hf-autosparse[fuzz]"
     python tests/fuzz_packed.py --inputs 120000 --json benchmarks/results/fuzz_packed.json
 
-Atheris (libFuzzer) follows which lines of packed_format.py each input reaches, and keeps those that reach new ones. One
-in four inputs is changed byte by byte; in the others the header stays readable JSON with a field changed, or a name
-doubled, moved or added, so that the checks behind it are reached. An escaped exception, a hang of 10 s, a crash, or an
-address space grown by more than 512 MB ends the run with the input kept in a file.
+Atheris (libFuzzer) follows which lines of packed_format.py each input reaches, and keeps those that reach new ones. A
+quarter of the inputs is changed byte by byte, an eighth behind the header only. In the others the header stays readable
+JSON with a field changed, or a name doubled, moved or added; half of those get offsets that fit again, so that
+safetensors accepts them and the checks of the packed format are reached. An escaped exception, a hang of 10 s, a crash,
+or an address space grown by more than 512 MB ends the run with the input kept in a file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -30,7 +32,9 @@ from pathlib import Path
 MAX_BYTES = 4096
 BOUND = 512 * 2**20  # bytes
 HANG = 10  # seconds
-DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F4", "I64", "I32", "U8", "I8", "BOOL", "X", ""]
+ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F4": 4, "I64": 64, "I32": 32}
+ITEM_BITS |= {"U8": 8, "I8": 8, "BOOL": 8}
+DTYPES = [*ITEM_BITS, "X", ""]
 NUMBERS = [-1, 0, 1, 2, 7, 8, 9, 255, 2**16, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30]
 NAMES = [
     "a.weight",
@@ -92,6 +96,7 @@ def run(scratch: Path, inputs: int, seed: int) -> dict:
 def fuzz(scratch: Path, inputs: int, seed: int) -> None:
     import atheris
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     import hf_autosparse  # noqa: F401  not instrumented
@@ -103,7 +108,7 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
     corpus.mkdir()
     seeds(corpus, encode, save_file, METADATA, torch)
     path = scratch / "input.safetensors"
-    outcomes = {"read": 0, "refused": 0}
+    outcomes = {"read": 0, "refused_by_safetensors": 0, "refused_by_this_package": 0}
 
     def one_input(content: bytes) -> None:
         path.write_bytes(content)
@@ -111,16 +116,21 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
             with PackedFile(path) as file:
                 for name, entry in file.entries.items():
                     assert sum(piece.numel() for piece in file.pieces(name)) == entry.count
-                    assert tuple(file.dense(name).shape) == entry.shape
+                    assert tuple(file.dense(name).shape) == torch_shape(entry)
             outcomes["read"] += 1
-        except PackedFormatError:
-            outcomes["refused"] += 1
+        except PackedFormatError as error:
+            foreign = isinstance(error.__cause__, SafetensorError)
+            outcomes["refused_by_safetensors" if foreign else "refused_by_this_package"] += 1
         if sum(outcomes.values()) >= inputs - 1:  # libFuzzer leaves the process without Python's farewell
             (scratch / "outcomes.json").write_text(json.dumps(outcomes))
 
     def mutate(content: bytes, most: int, number: int) -> bytes:
         chance = random.Random(number)
-        changed = changed_header(content, chance) if chance.random() < 0.75 else None
+        draw, changed = chance.random(), None
+        if draw < 0.625:
+            changed = changed_header(content, chance)
+        elif draw < 0.75:
+            changed = changed_payload(content, chance)
         return changed[:most] if changed is not None else atheris.Mutate(content, most)
 
     one_input(b"")  # loads what is loaded at first use, before the address space is bounded
@@ -129,6 +139,11 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
     arguments = [f"-runs={inputs}", f"-seed={seed}", f"-max_len={MAX_BYTES}", f"-timeout={HANG}", "-verbosity=1"]
     atheris.Setup([sys.argv[0], *arguments, str(corpus)], one_input, custom_mutator=mutate)
     atheris.Fuzz()
+
+
+def torch_shape(entry) -> tuple[int, ...]:
+    """torch holds two F4 numbers in one element, and so halves the last size."""
+    return (*entry.shape[:-1], entry.shape[-1] // 2) if entry.dtype == "F4" else entry.shape
 
 
 def seeds(corpus: Path, encode, save_file, metadata: dict[str, str], torch) -> None:
@@ -156,7 +171,7 @@ def changed_header(content: bytes, chance: random.Random) -> bytes | None:
         case 0 if key != "__metadata__" and isinstance(entry, dict):
             entry["dtype"] = chance.choice(DTYPES)
         case 1 if key != "__metadata__" and isinstance(entry, dict):
-            entry["shape"] = [chance.choice(NUMBERS) for _ in range(chance.randrange(10))]
+            entry["shape"] = [chance.choice([chance.randrange(20), *NUMBERS]) for _ in range(chance.randrange(10))]
         case 2 if key != "__metadata__" and isinstance(entry, dict):
             entry["data_offsets"] = [chance.choice([chance.randrange(200), *NUMBERS]) for _ in range(2)]
         case 3:
@@ -165,11 +180,40 @@ def changed_header(content: bytes, chance: random.Random) -> bytes | None:
             header[chance.choice(NAMES)] = header.pop(key)
         case _:
             header[chance.choice(NAMES)] = chance.choice([entry, None, [], 3, "x", {"dtype": "F32"}])
+    payload = content[8 + length :]
+    if chance.random() < 0.5:
+        payload = fitted(header, payload)
     text = json.dumps(header)
     if chance.random() < 0.05:  # the same name twice
         text = text[:-1] + "," + text[1:]
     encoded = text.encode()
-    return struct.pack("<Q", len(encoded)) + encoded + content[8 + length :]
+    return struct.pack("<Q", len(encoded)) + encoded + payload
+
+
+def changed_payload(content: bytes, chance: random.Random) -> bytes | None:
+    """The file with a few bytes behind its header changed; None if there are none."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    if begin >= len(content):
+        return None
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        changed[chance.randrange(begin, len(content))] = chance.choice([0, 1, 2, 127, 128, 255, chance.randrange(256)])
+    return bytes(changed)
+
+
+def fitted(header: dict, payload: bytes) -> bytes:
+    """Give the tensors offsets that fit their dtypes and shapes, one after the other, where they are of sane size; and
+    the payload the length for it."""
+    end = 0
+    for entry in header.values():
+        try:
+            size = ITEM_BITS[entry["dtype"]] * math.prod(entry["shape"]) // 8
+        except (KeyError, TypeError):
+            continue
+        if isinstance(size, int) and 0 <= size <= MAX_BYTES:
+            entry["data_offsets"] = [end, end + size]
+            end += size
+    return payload[:end].ljust(end, b"\1")
 
 
 def metadata_names(chance: random.Random) -> list[str]:
