@@ -184,7 +184,8 @@ class PackedFile:
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder, a pipe or a link that leads nowhere.
-        PackedFormatError: it is no whole safetensors file, or its header does not follow the format.
+        OSError: the system does not let it be read.
+        PackedFormatError: it is no whole safetensors file, or its header is too long or does not follow the format.
     """
 
     def __init__(self, path: str | os.PathLike):
