@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+ANNEALED = {"alpha_init": 0.75, "alpha_schedule": "sigmoid-cosine", "alpha_update": "step"}  # Gradient Annealing
 BUDGETED: dict[str, dict[str, Any]] = {
     "gmp": {"method": "gmp"},
     "set": {"method": "set"},
@@ -40,7 +41,7 @@ BUDGETED: dict[str, dict[str, Any]] = {
     "topkast 50 % backward": {"method": "topkast", "backward_sparsity": 0.5},
     "topkast": {"method": "topkast"},
     "topkast + powerprop": {"method": "topkast", "options": {"power": 2.0}},
-    "topkast + GA": {"method": "topkast", "alpha_schedule": "sigmoid-cosine"},
+    "topkast + GA": {"method": "topkast"} | ANNEALED,
     "swat": {"method": "swat"},
     "optg": {"method": "optg"},
 }
@@ -59,7 +60,7 @@ def runs(sparsities: list[float], steps: int) -> dict[str, dict[str, Any]]:
             if settings["method"] not in ("optg", "swat"):
                 options = {"every": every} | options
             found[f"{name} at {sparsity}"] = settings | {"target_sparsity": sparsity, "options": options}
-        for name, alpha in (("nm", {}), ("nm + GA", {"alpha_schedule": "sigmoid-cosine"})):
+        for name, alpha in (("nm", {}), ("nm + GA", ANNEALED)):
             if sparsity in N_OF_16:
                 found[f"{name} {N_OF_16[sparsity]}:16"] = {
                     "method": "nm",
@@ -73,8 +74,11 @@ def runs(sparsities: list[float], steps: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def images(source: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training images in [-1, 1] with labels, test images with labels; "digits" or the directory of Fashion-MNIST."""
+def images(source: str, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `most` training images in [-1, 1] with labels, all test images with labels.
+
+    `source` is "digits" or the directory of Fashion-MNIST.
+    """
     if source == "digits":
         from sklearn.datasets import load_digits
 
@@ -83,20 +87,20 @@ def images(source: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
         pixels = torch.tensor(pixels[order], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
         pixels = torch.nn.functional.interpolate(pixels, scale_factor=4)
         labels = torch.tensor(labels[order])
-        return pixels[:1400], labels[:1400], pixels[1400:], labels[1400:]
+        return pixels[:1400][:most], labels[:1400][:most], pixels[1400:], labels[1400:]
 
     def read(name: str, header: int) -> torch.Tensor:
         with gzip.open(Path(source) / name) as file:
             return torch.frombuffer(bytearray(file.read()[header:]), dtype=torch.uint8)
 
     parts = []
-    for part in ("train", "t10k"):
-        parts.append(read(f"{part}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28).float() / 127.5 - 1)
-        parts.append(read(f"{part}-labels-idx1-ubyte.gz", 8).long())
+    for part, count in (("train", most), ("t10k", None)):
+        parts.append(read(f"{part}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28)[:count].float() / 127.5 - 1)
+        parts.append(read(f"{part}-labels-idx1-ubyte.gz", 8)[:count].long())
     return tuple(parts)
 
 
-def train(name: str, settings: dict[str, Any], seed: int, source: str, epochs: int, batch: int) -> dict[str, Any]:
+def train(name: str, settings: dict[str, Any], seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
     """One run, from scratch."""
     from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
 
@@ -104,7 +108,7 @@ def train(name: str, settings: dict[str, Any], seed: int, source: str, epochs: i
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    pixels, labels, test_pixels, test_labels = images(source)
+    pixels, labels, test_pixels, test_labels = images(recipe["data"], recipe["images"])
     train_set = [{"pixel_values": x, "labels": y} for x, y in zip(pixels, labels, strict=True)]
     test_set = [{"pixel_values": x, "labels": y} for x, y in zip(test_pixels, test_labels, strict=True)]
     set_seed(seed)
@@ -113,8 +117,8 @@ def train(name: str, settings: dict[str, Any], seed: int, source: str, epochs: i
     with tempfile.TemporaryDirectory() as directory:
         args = TrainingArguments(
             directory,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
+            num_train_epochs=recipe["epochs"],
+            per_device_train_batch_size=recipe["batch"],
             per_device_eval_batch_size=256,
             learning_rate=0.1,
             weight_decay=5e-4,
@@ -176,24 +180,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory of the runs and of results.md")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10_000, help="training images, at most")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", help="names that begin with one of these")
     args = parser.parse_args()
-    steps = args.epochs * -(-len(images(args.data)[1]) // args.batch)
+    steps = args.epochs * -(-len(images(args.data, args.images)[1]) // args.batch)
     args.output.mkdir(parents=True, exist_ok=True)
-    recipe = {"data": Path(args.data).name, "epochs": args.epochs, "batch": args.batch}
+    recipe = {"data": args.data, "images": args.images, "epochs": args.epochs, "batch": args.batch}
     note = args.output / "recipe.json"
-    if note.exists() and json.loads(note.read_text()) != recipe:
+    described = recipe | {"data": Path(args.data).name}
+    if note.exists() and json.loads(note.read_text()) != described:
         parser.error(f"{args.output} holds runs of another recipe, {note.read_text().strip()}: choose another --output")
-    write(note, json.dumps(recipe) + "\n")
+    write(note, json.dumps(described) + "\n")
     pending = {}
     for seed in range(args.seeds):  # every method has a first run before one has a second
         for name, settings in runs(args.sparsity, steps).items():
             path = args.output / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}-{seed}.json"
             if not path.exists() and (not args.only or name.startswith(tuple(args.only))):
-                pending[path] = (name, settings, seed, args.data, args.epochs, args.batch)
+                pending[path] = (name, settings, seed, recipe)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(train, *task): path for path, task in pending.items()}
         for future in as_completed(futures):
