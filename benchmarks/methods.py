@@ -4,9 +4,8 @@
     python benchmarks/methods.py --data ../shared/data/fashion-mnist --output runs/methods --jobs 2
 
 A ResNet of 15 convolutions and 176 k parameters, SGD with a cosine schedule, three seeds. Nothing is tuned to a method:
-those with a budget get the sparsity asked for and a change of mask every 20th of the run at the latest;
-those that learn thresholds or masks run at three strengths of what drives their sparsity, and are reported where they
-land. Each run is a file of its own in the output directory, written when it is done: run the command again to go on.
+all are asked for the same sparsity and keep their own defaults otherwise, but for a change of mask every 20th of the
+run at the latest, and Gradient Annealing by step, as the runs have few epochs. Each run is a file of its own in the output directory, written when it is done: run the command again to go on.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ BUDGETED: dict[str, dict[str, Any]] = {
     "optg": {"method": "optg"},
 }
 N_OF_16 = {0.8: 3, 0.9: 2}  # the nearest: 81.25 % and 87.5 %
-PENALTIES = {"dst": [1e-4, 1e-3, 1e-2], "ltp": [1e-6, 1e-5, 1e-4], "scl": [1e-3, 1e-2, 1e-1]}
-PENALTIES["continuous"] = [1e-7, 1e-6, 1e-5]
+LEARNED = {"autosparse": ANNEALED, "str": {}, "dst": {}, "ltp": {}, "scl": {}, "continuous": {}}
 
 
 def runs(sparsities: list[float], steps: int) -> dict[str, dict[str, Any]]:
@@ -66,11 +64,8 @@ def runs(sparsities: list[float], steps: int) -> dict[str, dict[str, Any]]:
                     "method": "nm",
                     "options": {"n": N_OF_16[sparsity], "m": 16},
                 } | alpha
-        for name in ("autosparse", "str"):
-            found[f"{name} from {sparsity}"] = {"method": name, "threshold_init": {"sparsity": sparsity}}
-    for name, values in PENALTIES.items():
-        for value in values:
-            found[f"{name} penalty {value:g}"] = {"method": name, "options": {"penalty": value}}
+        for name, settings in LEARNED.items():
+            found[f"{name} at {sparsity}"] = {"method": name, "target_sparsity": sparsity} | settings
     return found
 
 

@@ -13,6 +13,7 @@ from transformers.trainer_utils import has_length
 from .layers import SparseLayer
 from .methods import Progress
 from .sparsify import record_of, sparse_layers
+from .target import hold_target
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class AutoSparseCallback(TrainerCallback):
             grown = layer.sparsifier.update(layer.weight, progress)
             if grown is not None:
                 reset_optimizer_state(optimizer, layer.weight, grown)
+        config = record_of(model).config
+        if config.learns_target:
+            hold_target(self._layers.values(), config.target_sparsity, config.target_ramp, progress)
         if state.global_step % GUARD_INTERVAL == 0 or state.global_step == state.max_steps:
             self.guard(model, state.global_step)
 

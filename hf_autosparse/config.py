@@ -28,8 +28,11 @@ class AutoSparseConfig:
     Args:
         method: name of a registered method, see `hf_autosparse.methods.available_methods`.
         options: the method's own options, a dict or its `Options`; `hf_autosparse.methods` documents them.
-        target_sparsity: the budget of the methods that have one, over all sparse layers. Those that learn thresholds or
-            masks (autosparse, str, dst, ...) find their own sparsity and refuse it.
+        target_sparsity: the sparsity of all sparse layers together. Fixed-budget methods (rigl, gmp, ...) need it.
+            Those that learn thresholds or masks (autosparse, str, dst, ...) find their own without it; with it the
+            trainers end at it, and the method finds how the layers share it.
+        target_ramp: of those that learn: fraction of the training from which on the target is held, in [0, 1]. Before,
+            the range of sparsities that are allowed narrows to the target from anything.
         sparsity_distribution: how that budget is spread over layers: "uniform", or "erk" (small layers denser).
         alpha_init: alpha at the start, in [0, 1]: the share of the gradient that pruned weights receive.
             0 is STR (pruned weights get none), 1 the straight-through estimator. None for the method's own value.
@@ -62,6 +65,7 @@ class AutoSparseConfig:
     method: str = "autosparse"
     options: Options | dict[str, Any] = field(default_factory=dict)
     target_sparsity: float | None = None
+    target_ramp: float = 0.75
     sparsity_distribution: str = "uniform"
     alpha_init: float | None = None
     alpha_schedule: str | None = None
@@ -83,6 +87,7 @@ class AutoSparseConfig:
     def __post_init__(self) -> None:
         self._check(check_choice, "method", available_methods())
         self._check(check_number, "target_sparsity", 0, 1, optional=True, high_open=True)
+        self._check(check_number, "target_ramp", 0, 1)
         self._check(check_choice, "sparsity_distribution", SPARSITY_DISTRIBUTIONS)
         self._check(check_number, "alpha_init", 0, 1, optional=True)
         if self.alpha_schedule is not None:
@@ -102,6 +107,12 @@ class AutoSparseConfig:
         self._check(check_choice, "first_last", ["modules", "blocks", "none"])
         self._check(check_number, "max_layer_sparsity", 0, 1, low_open=True, high_open=True)
         self._apply_method()
+        self._check_target()
+
+    @property
+    def learns_target(self) -> bool:
+        """Whether there is a target for a method that would find its own sparsity."""
+        return self.target_sparsity is not None and "target_ramp" in get_method(self.method).reads
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
@@ -163,7 +174,7 @@ class AutoSparseConfig:
                     f"AutoSparseConfig.{name} = {getattr(self, name)!r} has no effect on method {self.method!r}: leave"
                     f" it out, or use one of {', '.join(readers)}"
                 )
-        if "target_sparsity" in method.reads and self.target_sparsity is None:
+        if "sparsity_distribution" in method.reads and self.target_sparsity is None:
             raise ValueError(
                 f"AutoSparseConfig.target_sparsity = None, but method {self.method!r} keeps a fixed budget: give the"
                 " wanted fraction of zeros, such as 0.8"
@@ -172,6 +183,20 @@ class AutoSparseConfig:
             init, schedule = method.default_alpha
             self.alpha_init = init if self.alpha_init is None else self.alpha_init
             self.alpha_schedule = schedule if self.alpha_schedule is None else self.alpha_schedule
+
+    def _check_target(self) -> None:
+        if self.target_sparsity is None:
+            if self.target_ramp != _default("target_ramp"):
+                raise ValueError(
+                    f"AutoSparseConfig.target_ramp = {self.target_ramp!r} has no effect without target_sparsity: give"
+                    " the wanted fraction of zeros, such as 0.8, or leave it out"
+                )
+        elif "max_layer_sparsity" in get_method(self.method).reads and self.target_sparsity > self.max_layer_sparsity:
+            raise reject(
+                "AutoSparseConfig.target_sparsity",
+                self.target_sparsity,
+                f"a sparsity up to max_layer_sparsity = {self.max_layer_sparsity}",
+            )
 
     def _check_patterns(self, name: str, *, optional: bool = False) -> None:
         value = getattr(self, name)

@@ -1,5 +1,7 @@
 """The reference maths in plain torch. Every faster version is tested against this file."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -137,6 +139,25 @@ def threshold_for_sparsity(magnitude: Tensor, sparsity: float) -> Tensor:
     midpoint = (last_pruned + first_kept) / 2
     smallest = torch.where(magnitude > 0, magnitude, torch.inf).amin(dim=1)
     return torch.where(first_kept > 0, midpoint, torch.where(smallest.isinf(), 0.0, smallest / 2))
+
+
+def boundary(margins: Tensor, count: int) -> Tensor:
+    """The value with `count` of the n margins at or below it, midway between its neighbours.
+
+    Args:
+        margins: shape (n,), floating; -inf for what is always pruned, inf for what is always kept.
+        count: in [0, n]. At least one margin stays above the boundary.
+
+    Returns:
+        0-dim, finite unless no margin is at or below it: -inf. Ties can lead to other counts.
+    """
+    count = min(count, margins.numel() - 1)
+    if count <= 0:
+        return margins.new_tensor(-math.inf)
+    finite = margins.isfinite()
+    least, greatest = torch.where(finite, margins, math.inf).amin(), torch.where(finite, margins, -math.inf).amax()
+    below, above = margins.kthvalue(count).values, margins.kthvalue(count + 1).values
+    return (below.clamp(least, greatest) + above.clamp(least, greatest)) / 2
 
 
 def masked_weight(weight: Tensor, kept: Tensor, alpha: float = 0.0, learning: Tensor | None = None) -> Tensor:

@@ -57,7 +57,7 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
 
 def _budget(layers: Mapping[str, nn.Module], config: AutoSparseConfig) -> dict[str, float]:
     """Each layer's share of `target_sparsity`; empty for a method that has no budget."""
-    if config.target_sparsity is None:
+    if config.target_sparsity is None or config.learns_target:
         return {}
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
     return SPARSITY_DISTRIBUTIONS[config.sparsity_distribution](shapes, config.target_sparsity)

@@ -49,6 +49,7 @@ LEVELS = {
     "metrics": 5,
     "pipelines": 5,
     "model_card": 6,
+    "target": 3,
     "callbacks": 6,
     "recorder": 6,
     "plot_callback": 6,
@@ -73,6 +74,7 @@ TORCH_ONLY = {
     "crossover",
     "selection",
     "sparsify",
+    "target",
 }
 
 

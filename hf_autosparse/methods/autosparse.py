@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import annealed_soft_threshold, threshold_for_sparsity, top_magnitude_mask
-from .base import ANNEALING, THRESHOLDS, Sparsifier, register
+from .base import ANNEALING, TARGET, THRESHOLDS, Sparsifier, register
 
 
 @register
@@ -20,7 +20,7 @@ class AutoSparse(Sparsifier):
 
     name = "autosparse"
     reference = "Kundu et al. 2023, AutoSparse, arXiv 2304.06941"
-    reads = ANNEALING | THRESHOLDS | {"backward_sparsity"}
+    reads = ANNEALING | TARGET | THRESHOLDS | {"backward_sparsity"}
     default_alpha = (0.75, "sigmoid-cosine")
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
@@ -73,10 +73,18 @@ class AutoSparse(Sparsifier):
     def mask(self, weight: Tensor) -> Tensor:
         return weight.abs() > self._value(weight).to(weight.dtype)
 
-    @torch.no_grad()
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
-        self.threshold.copy_(torch.minimum(self.threshold, self._for_sparsity(weight, maximum)))
-        return True
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        """`logit |w| - s`: in units of s a common shift scales the thresholds of all layers alike, as far as T << 1."""
+        threshold = self.threshold.float()
+        if self._output_dim is not None:
+            shape = [1] * weight.dim()
+            shape[self._output_dim] = -1
+            threshold = threshold.view(shape).expand_as(weight).flatten()[::stride]
+        magnitude = weight.flatten()[::stride].abs().float()
+        return torch.logit(magnitude.clamp(max=1.0)) - threshold
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        self.threshold += amount
 
     def metrics(self) -> dict[str, Tensor | float]:
         return super().metrics() | {"mean_threshold": torch.sigmoid(self.threshold.detach().float()).mean()}

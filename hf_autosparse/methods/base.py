@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..functional import boundary
 from ..schedules import alpha_at
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ ANNEALING = frozenset(
 )
 LEARNING = frozenset({"threshold_lr", "threshold_weight_decay", "clip_thresholds"})  # of the sparsifier's parameters
 THRESHOLDS = LEARNING | {"threshold_init", "threshold_granularity", "max_layer_sparsity"}
-BUDGET = frozenset({"target_sparsity", "sparsity_distribution"})
-METHOD_FIELDS = ANNEALING | THRESHOLDS | BUDGET | {"backward_sparsity"}
+BUDGET = frozenset({"target_sparsity", "sparsity_distribution"})  # a sparsity for each layer, kept by the method itself
+TARGET = frozenset({"target_sparsity", "target_ramp"})  # one for all layers together, held by target.py
+METHOD_FIELDS = ANNEALING | THRESHOLDS | BUDGET | TARGET | {"backward_sparsity"}
 
 _REGISTRY: dict[str, type[Sparsifier]] = {}
 
@@ -149,10 +151,29 @@ class Sparsifier(nn.Module):
             gradient /= torch.distributed.get_world_size()
         return gradient
 
+    @torch.no_grad()
     def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
-        """Bring the sparsity down to `maximum`, and return True. Methods with a fixed budget keep this default, which
-        does nothing and returns False: they cannot run away."""
-        return False
+        """Bring the sparsity down to `maximum`, and return True. Methods that don't read `max_layer_sparsity` cannot
+        run away, or not for good: for them this does nothing and returns False."""
+        if "max_layer_sparsity" not in self.reads:
+            return False
+        shift = boundary(self.margin(weight, 1), int(maximum * weight.numel()))
+        self.raise_threshold(shift.clamp(max=0))
+        return True
+
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        """How far each weight is from being pruned, in the units of the threshold; it is kept where this is above 0.
+
+        Needed, with `raise_threshold`, from methods that read `target_ramp` or `max_layer_sparsity`.
+
+        Returns:
+            Every `stride`-th of the flattened weight, 1-dim, float32; -inf for what is pruned at any threshold.
+        """
+        raise NotImplementedError
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        """Prune the weights with a margin up to `amount` (0-dim, of any sign) and no others."""
+        raise NotImplementedError
 
     @classmethod
     def check_model(cls, model: nn.Module, sparse: Collection[str]) -> None:

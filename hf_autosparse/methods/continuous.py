@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validation import check_number
-from .base import LEARNING, Options, Progress, Sparsifier, register
+from .base import LEARNING, TARGET, Options, Progress, Sparsifier, register
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Continuous(Sparsifier):
     name = "continuous"
     reference = "Savarese et al. 2020, Winning the Lottery with Continuous Sparsification, arXiv 1912.04427"
     Options = ContinuousOptions
-    reads = LEARNING
+    reads = LEARNING | TARGET
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
         super().__init__(weight, config, output_dim, sparsity)
@@ -68,6 +68,12 @@ class Continuous(Sparsifier):
         if self.score.grad is not None:
             soft = torch.sigmoid(self.beta * self.score)
             self.score.grad += self.config.options.penalty * self.scale * self.beta * soft * (1.0 - soft)
+
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        return self.score.flatten()[::stride].float()
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        self.score -= amount
 
     def metrics(self) -> dict[str, Tensor | float]:
         return super().metrics() | {"beta": self.beta}

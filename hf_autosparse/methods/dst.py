@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..functional import binary_step, threshold_for_sparsity
+from ..functional import binary_step
 from ..validation import check_number
-from .base import LEARNING, Options, Progress, Sparsifier, register
+from .base import LEARNING, TARGET, Options, Progress, Sparsifier, register
 
 FEWEST = 0.01  # a layer that keeps no more than this share of its weights starts over
 
@@ -37,7 +37,7 @@ class DST(Sparsifier):
     name = "dst"
     reference = "Liu et al. 2020, Dynamic Sparse Training, arXiv 2005.06870"
     Options = DSTOptions
-    reads = LEARNING | {"max_layer_sparsity"}
+    reads = LEARNING | TARGET | {"max_layer_sparsity"}
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
         super().__init__(weight, config, output_dim, sparsity)
@@ -68,11 +68,11 @@ class DST(Sparsifier):
         dying = self.mask(weight).count_nonzero() <= FEWEST * weight.numel()
         self.threshold.masked_fill_(dying, 0.0)
 
-    @torch.no_grad()
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
-        rows = weight.abs().float().movedim(self._output_dim, 0).flatten(1)
-        self.threshold.copy_(torch.minimum(self.threshold, threshold_for_sparsity(rows, maximum)))
-        return True
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        return self._distance(weight).flatten()[::stride]
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        self.threshold += amount
 
     def metrics(self) -> dict[str, Tensor | float]:
         return super().metrics() | {"mean_threshold": self.threshold.detach().float().mean()}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..functional import threshold_for_sparsity
 from ..validation import check_number
-from .base import LEARNING, Options, Sparsifier, register
+from .base import LEARNING, TARGET, Options, Sparsifier, register
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LTP(Sparsifier):
     name = "ltp"
     reference = "Azarian et al. 2020, Learned Threshold Pruning, arXiv 2003.00075"
     Options = LTPOptions
-    reads = LEARNING | {"max_layer_sparsity"}
+    reads = LEARNING | TARGET | {"max_layer_sparsity"}
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
         super().__init__(weight, config, output_dim, sparsity)
@@ -75,11 +74,11 @@ class LTP(Sparsifier):
             pull = (soft * (1.0 - soft)).sum() / self.config.options.temperature
             self.threshold.grad -= self.config.options.penalty * pull
 
-    @torch.no_grad()
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
-        limit = threshold_for_sparsity(weight.abs().float().reshape(1, -1), maximum).square() / self.scale
-        self.threshold.copy_(torch.minimum(self.threshold, limit))
-        return True
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        return weight.flatten()[::stride].float().square() / self.scale.float() - self.threshold.float()
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        self.threshold += amount
 
     def metrics(self) -> dict[str, Tensor | float]:
         """`mean_threshold`: the magnitude below which weights are pruned."""

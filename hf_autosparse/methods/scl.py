@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import score_masked_weight
 from ..validation import check_number
-from .base import LEARNING, Options, Sparsifier, register
+from .base import LEARNING, TARGET, Options, Sparsifier, register
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SCL(Sparsifier):
     name = "scl"
     reference = "Tang et al. 2022, Automatic Sparse Connectivity Learning, arXiv 2201.05020"
     Options = SCLOptions
-    reads = LEARNING
+    reads = LEARNING | TARGET
 
     def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
         super().__init__(weight, config, output_dim, sparsity)
@@ -60,3 +60,9 @@ class SCL(Sparsifier):
             norm = torch.linalg.vector_norm(self.score.grad, dim=self._inputs, keepdim=True)
             self.score.grad /= norm.clamp(min=torch.finfo(norm.dtype).tiny)
             self.score.grad += self.config.options.penalty
+
+    def margin(self, weight: Tensor, stride: int) -> Tensor:
+        return self.score.flatten()[::stride].float()
+
+    def raise_threshold(self, amount: Tensor) -> None:
+        self.score -= amount

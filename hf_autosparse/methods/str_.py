@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .autosparse import AutoSparse
-from .base import THRESHOLDS, register
+from .base import TARGET, THRESHOLDS, register
 
 
 @register
@@ -17,7 +17,7 @@ class STR(AutoSparse):
 
     name = "str"
     reference = "Kusupati et al. 2020, Soft Threshold Weight Reparameterization, arXiv 2002.03231"
-    reads = THRESHOLDS
+    reads = TARGET | THRESHOLDS
     default_alpha = (0.0, "fixed")
 
     def __init__(self, weight, config, output_dim: int = 0, sparsity: float | None = None):
