@@ -19,11 +19,10 @@ def run(script: str, output: Path, *options: str) -> str:
 
 
 def test_a_comparison_goes_on_where_it_stopped(tmp_path):
-    options = ["--images", "64", "--epochs", "1", "--only", "rigl at 0.8", "str at 0.8"]
+    options = ["--images", "64", "--epochs", "1", "--only", "rigl at 0.8"]
     run("compare.py", tmp_path, *options, "--seeds", "1")
     first = (tmp_path / "rigl_at_0.8-0.json").read_text()
     assert json.loads(first)["sparsity"] == pytest.approx(0.8, abs=1e-3)
-    assert json.loads((tmp_path / "str_at_0.8-0.json").read_text())["sparsity"] == pytest.approx(0.8, abs=5e-3)
     printed = run("compare.py", tmp_path, *options, "--seeds", "2")
     assert printed.count('"name": "rigl at 0.8"') == 1  # the second seed alone
     assert (tmp_path / "rigl_at_0.8-0.json").read_text() == first

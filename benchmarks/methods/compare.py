@@ -128,9 +128,8 @@ def plot(results: list[dict[str, Any]], path, recipe: str) -> None:
             label=f"{sparsity:.0%} of the weights zero",
         )
     if dense:
-        axes.axvline(
-            statistics.mean(r["accuracy"] for r in dense), color=INK, linewidth=1, linestyle=":", label="dense"
-        )
+        mean = statistics.mean(r["accuracy"] for r in dense)
+        axes.axvline(mean, color=INK, linewidth=1, linestyle=":", label="dense")
     axes.set_yticks(range(len(order)), order)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("accuracy on the test images, mean and deviation over the seeds", color=MUTED, fontsize=8)

@@ -100,7 +100,7 @@ def interpolated(results: list[dict[str, Any]], target: float) -> float | None:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| design | seeds | sparsity | furthest from the target, points | accuracy, % | deviation | without a target there |",
+        "| design | seeds | sparsity | furthest off, points | accuracy, % | deviation | without a target there |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, design in designs().items():
