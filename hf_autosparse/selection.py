@@ -112,8 +112,10 @@ def _same_module(model: nn.Module, parameter_names: list[str], module: nn.Module
 def _first_and_last(model: nn.Module, candidates: dict[str, nn.Module], rule: str) -> dict[str, str]:
     if rule == "none" or not candidates:
         return {}
-    names = list(candidates)
-    by_id = {id(module): name for name, module in candidates.items()}
+    # A subclass is no candidate, but it may be the first or last layer, and then its neighbour is not.
+    layers = {n: m for n, m in model.named_modules() if n in candidates or isinstance(m, (nn.Linear, nn.Conv2d))}
+    names = list(layers)
+    by_id = {id(module): name for name, module in layers.items()}
     output = _embeddings(model, "get_output_embeddings")
     last = by_id.get(id(output)) if output is not None else names[-1]
     edges = {} if last is None else {last: f"last layer (first_last={rule!r})"}

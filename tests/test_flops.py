@@ -99,8 +99,26 @@ def test_uniform_80_percent_as_printed(resnet50, shared_data):
     assert forward == pytest.approx(rows["TopKAST*", 80]["test_flops"], abs=5e-3)
     assert step_fraction(forward, 1.0) == pytest.approx(rows["TopKAST*", 80]["train_flops"], abs=5e-3)
     assert step_fraction(forward, uniform(resnet50, 0.5)) == pytest.approx(half["TopKAST", 80]["train_flops"], abs=5e-3)
-    # docs/flops.md has the arithmetic of the two that do not follow from the definition.
+    # docs/flops.md has the arithmetic of those that do not follow from the definition.
     assert step_fraction(forward, forward) < rows["SWAT-U", 80]["train_flops"] < rows["RigL", 80]["train_flops"]
+
+
+def test_mest_as_printed(resnet50, shared_data):
+    rows = papers_rows(shared_data, "resnet50_imagenet")
+    printed = {s: rows["MEST1.7x+EM", s] for s in (80, 90)}
+    forward = {s: uniform(resnet50, s / 100) for s in (80, 90)}
+    assert forward[90] == pytest.approx(0.1264, abs=5e-5)
+    assert [1.7 * forward[s] for s in (80, 90)] == pytest.approx([0.380, 0.215], abs=5e-4)
+    low, high = ((printed[80]["train_flops"] + a) / (printed[90]["train_flops"] - a) for a in (-5e-3, 5e-3))
+    assert (low, high) == pytest.approx((2.22, 2.35), abs=5e-3)  # 2 at most, were it a multiple of F
+    gradients = {80: (0.55, 0.57), 90: (0.18, 0.20)}  # the weight gradient's density at 1.7 times the steps
+    for sparsity, expected in gradients.items():
+        ends = [3 * (printed[sparsity]["train_flops"] + a) / 1.7 - 2 * forward[sparsity] for a in (-5e-3, 5e-3)]
+        assert ends == pytest.approx(expected, abs=5e-3)
+    for sparsity, ends in {80: (0.006, 0.019), 90: (0.0056, 0.0167)}.items():  # the share that is dense in Test F
+        density = 1 - sparsity / 100
+        shares = [(printed[sparsity]["test_flops"] + a - density) / (1 - density) for a in (-5e-3, 5e-3)]
+        assert shares == pytest.approx(ends, abs=5e-4)
 
 
 def transformers_name(name: str) -> str:

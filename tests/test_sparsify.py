@@ -101,6 +101,27 @@ def test_first_and_last_module_of_a_plain_network_stay_dense():
     }
 
 
+def test_a_subclass_may_be_the_first_or_last_layer():
+    """It stays dense itself, and its neighbours are not spared in its stead."""
+
+    class Standardized(nn.Conv2d):
+        pass
+
+    class Scaled(nn.Linear):
+        pass
+
+    body = [nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(3, 3)]
+    model = sparsify(nn.Sequential(Standardized(3, 3, 1), *body, Scaled(3, 2)), AutoSparseConfig())
+    assert list(sparse_layers(model)) == ["1", "3"]
+    assert sparsity_report(model).dense == {
+        "0": "Standardized is a subclass of nn.Conv2d with its own forward or weight",
+        "4": "Scaled is a subclass of nn.Linear with its own forward or weight",
+    }
+    body = [nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(3, 3)]
+    model = sparsify(nn.Sequential(*body, Scaled(3, 3), nn.Linear(3, 2)), AutoSparseConfig())
+    assert list(sparse_layers(model)) == ["2"]  # a subclass inside changes nothing
+
+
 def test_an_embedding_is_the_first_layer():
     model = sparsify(Blocks(), AutoSparseConfig())
     assert len(sparse_layers(model)) == 6

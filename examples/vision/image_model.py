@@ -12,6 +12,7 @@ import cifar_resnet  # noqa: F401  registers its model type
 
 FIELDS = {"type", "config", "from_pretrained", "new_classifier", "init", "batch_norm_momentum", "channels_last"}
 INITS = ("transformers", "kaiming_fan_in")
+CHANNELS = 3  # what ImageCollator makes of every image
 
 
 def build_model(section: dict[str, Any], classes: list[str]) -> PreTrainedModel:
@@ -26,7 +27,7 @@ def build_model(section: dict[str, Any], classes: list[str]) -> PreTrainedModel:
     - `channels_last`: memory format of the convolutions.
 
     Raises:
-        ValueError: unknown or contradictory fields, or a model for another number of classes.
+        ValueError: unknown or contradictory fields, or a model for another number of classes or colours.
     """
     unknown = section.keys() - FIELDS
     if unknown:
@@ -38,6 +39,12 @@ def build_model(section: dict[str, Any], classes: list[str]) -> PreTrainedModel:
         model = _from_config(section, classes, names)
     else:
         model = _pretrained(section, classes, names)
+    channels = getattr(model.config, "num_channels", CHANNELS)  # timm's configuration has none
+    if channels != CHANNELS:
+        raise ValueError(
+            f"model: config.num_channels = {channels}, but images come as {CHANNELS} colours, grey ones too (the one is"
+            " repeated): leave it out, or give a model pretrained on colours"
+        )
     init = section.get("init", "transformers")
     if init not in INITS:
         raise ValueError(f"model.init = {init!r} is not one of {INITS}")

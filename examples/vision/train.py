@@ -18,7 +18,7 @@ from transformers import BitImageProcessor, TrainingArguments, set_seed
 from corrupt_images import CorruptImages
 from hf_autosparse import AutoSparseConfig, finalize, flops, sparsity_report
 from image_data import DataConfig, ImageCollator, load_split
-from image_model import build_model, depthwise_layers
+from image_model import CHANNELS, build_model, depthwise_layers
 from image_recipe import load_recipe
 from image_trainer import ClassificationLoss, DenseTrainer, SparseTrainer, scaled_learning_rate
 from runs import check_output, environment, parse_options
@@ -100,7 +100,7 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     if sparse is not None:
         report = sparsity_report(model)
         result |= {"sparsity": report.sparsity, "sparse_weights": report.weights}
-        image = torch.zeros(1, model.config.num_channels, data.size, data.size)
+        image = torch.zeros(1, CHANNELS, data.size, data.size)
         counted = flops(model, {"pixel_values": image}, trainer.trajectory)
         result |= {"test_flops": counted.inference_fraction, "train_flops": counted.training_fraction}
         finalize(model)

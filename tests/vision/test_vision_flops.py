@@ -1,14 +1,20 @@
-"""MobileNetV1: do the paper's Test F and sparsities (Table 3) say whether its depthwise convolutions are sparse?
+"""FLOPs of the recipes that no training decides.
 
-../../examples/vision/README.md has the table that is computed here.
+MobileNetV1: do the paper's Test F and sparsities (Table 3) say whether its depthwise convolutions are sparse?
+../../examples/vision/README.md has the table that is computed here. The rivals with a budget: "ours" in
+../../docs/paper_index.md.
 """
 
 import json
+import re
 
 import pytest
 import torch
+from torch import nn
 
-from hf_autosparse import FlopsReport, flops
+from hf_autosparse import AutoSparseConfig, FlopsReport, flops, sparse_layers, sparsify
+from hf_autosparse.flop_counter import layer_fraction, step_fraction
+from hf_autosparse.methods import Progress
 from image_model import build_model, depthwise_layers
 from image_recipe import load_recipe
 from tiny_vision import CONFIGS
@@ -76,3 +82,51 @@ def test_rows_are_the_papers(shared_data):
     tables = json.loads((shared_data / "paper" / "tables.json").read_text())
     rows = [dict(zip(tables["columns"], row, strict=True)) for row in tables["mobilenetv1_imagenet"]]
     assert [(row["sparsity"], row["test_flops"]) for row in rows if row["method"] == "AutoSparse"] == ROWS
+
+
+RIVALS = sorted(
+    path for path in (CONFIGS / "rivals").glob("*.yaml") if load_recipe(path)["sparse"].get("target_sparsity")
+)
+INDEX = CONFIGS.parents[2] / "docs" / "paper_index.md"
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> list[int]:
+    """MACs of its layers."""
+    model = build_model(load_recipe(CONFIGS / "resnet50.yaml")["model"], [str(i) for i in range(1000)])
+    return [row.macs for row in flops(model, torch.zeros(1, 3, 224, 224)).layers]
+
+
+@pytest.mark.parametrize("path", RIVALS, ids=lambda path: path.stem)
+def test_rival_with_a_budget_costs_what_the_index_says(resnet50, path):
+    """One layer of 1,000 weights goes through the recipe's run, looked at every 100 of its steps; it stands for all
+    layers, since they have the same sparsity."""
+    recipe = load_recipe(path)
+    edges = recipe["sparse"].get("first_last", "modules") == "modules"
+    updates = recipe["sparse"]["method"] in ("gmp", "optg")  # the others change which weights are kept, not how many
+    epochs, steps, every = recipe["training"]["num_train_epochs"], 100_000, 100
+    model = sparsify(
+        nn.Linear(100, 10, bias=False), AutoSparseConfig.from_dict(recipe["sparse"] | {"first_last": "none"})
+    )
+    (layer,) = sparse_layers(model).values()
+
+    def fraction(count) -> float:
+        density = [float(count) / layer.weight.numel()] * len(resnet50)
+        if edges:
+            density[0] = density[-1] = 1.0
+        return layer_fraction(resnet50, density)
+
+    costs = []
+    for step in range(0, steps, every):
+        layer.sparsifier.anneal(Progress(step / steps * epochs, epochs, step, steps))
+        mask, gradient = layer.sparsifier.mask(layer.weight), layer.sparsifier.gradient_count(layer.weight)
+        costs.append(step_fraction(fraction(mask.sum()), fraction(gradient)))
+        if updates:
+            layer.sparsifier.update(
+                layer.weight, Progress((step + every) / steps * epochs, epochs, step + every, steps)
+            )
+    (row,) = (line for line in INDEX.read_text().splitlines() if f"`{path.name}`" in line)
+    train, test = re.search(r"\| (\.\d{4})(?: x 1\.7)? \| (\.\d{4}) \|", row).groups()
+    assert fraction(layer.sparsifier.mask(layer.weight).sum()) == pytest.approx(float(test), abs=5.1e-5)
+    # A dense start weighs a little more in 1,000 looks than in all steps.
+    assert sum(costs) / len(costs) == pytest.approx(float(train), abs=5e-4 if updates else 5.1e-5)

@@ -1,11 +1,13 @@
 """The models: exact folding with BatchNorm, memory format, autocast, gradient checkpointing, errors."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
-from hf_autosparse import AutoSparseConfig, finalize, folded, sparse_layers, sparsify
+from hf_autosparse import AutoSparseConfig, finalize, folded, sparse_layers, sparsify, sparsity_report
 from image_model import build_model, depthwise_layers
 from tiny_vision import MODELS, images, tiny_recipe, without_dropout
 
@@ -173,6 +175,42 @@ def test_pretrained(tmp_path):
     assert new.classifier[-1].out_features == 4
     stem = "resnet.embedder.embedder.convolution.weight"
     assert torch.equal(new.state_dict()[stem], loaded.state_dict()[stem])
+
+
+def test_a_model_of_grey_images_is_refused(tmp_path):
+    """Images of one colour are repeated to three; the model would only fail in its first step."""
+    section = {"type": "resnet", "config": {"num_channels": 1, "embedding_size": 4, "hidden_sizes": [8], "depths": [1]}}
+    message = (
+        r"config.num_channels = 1, but images come as 3 colours, grey ones too \(the one is repeated\): leave it out"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_model(section, CLASSES)
+    config = ResNetConfig(**section["config"], num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build_model({"from_pretrained": str(tmp_path)}, CLASSES)
+
+
+def test_timm():
+    """A model of timm comes through transformers' wrapper, trains and folds like any other."""
+    for package in ("timm", "torchvision"):
+        try:
+            importlib.import_module(package)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: its operators are of another torch
+            pytest.skip(f"{package} cannot be imported: {error}")
+    section = {"type": "timm_wrapper", "config": {"architecture": "resnet18", "model_args": {"pretrained": False}}}
+    torch.manual_seed(0)
+    model = build_model(section, CLASSES)
+    assert model.config.num_labels == 3
+    sparsify(model, SPARSE)
+    train_briefly(model, steps=1)
+    dense = sparsity_report(model).dense
+    assert {"timm_model.conv1", "timm_model.fc"} <= dense.keys()
+    model.eval()
+    with torch.no_grad():
+        expected = model(images(2)).logits
+        finalize(model)
+        assert expected.shape == (2, 3) and torch.equal(model(images(2)).logits, expected)
 
 
 @pytest.mark.parametrize(

@@ -37,24 +37,31 @@ def test_recipe_is_valid(path):
     assert max(map(len, path.read_text().splitlines())) <= 120
 
 
-def test_every_row_of_autosparse_has_a_recipe_with_its_figures(shared_data):
+def test_every_row_has_a_recipe_with_its_figures(shared_data):
     """Tables 1 to 3: one recipe's header has the row's figures, and it trains as the row says."""
     tables = json.loads((shared_data / "paper" / "tables.json").read_text())
     headers = {path: " ".join(re.findall(r"^# *(.*)", path.read_text(), re.MULTILINE)) for path in RECIPES}
     found = set()
     for table in ("resnet50_imagenet", "resnet50_imagenet_back_sparsity_50", "mobilenetv1_imagenet"):
         for row in (dict(zip(tables["columns"], row, strict=True)) for row in tables[table]):
-            if row["method"] != "AutoSparse":
-                continue
+            train, test = (row[key] or "not printed" for key in ("train_flops", "test_flops"))
             figures = rf"Top-1 {row['top1']} at {row['sparsity']} % sparsity \(dense {row['base_top1']}\),"
-            figures += rf" Train F {row['train_flops']}, Test F {row['test_flops']}0?\."
+            figures += rf" Train F {train}, Test F {test}0?\."
             (path,) = (path for path, header in headers.items() if re.search(figures, header))
             found.add(path)
             sparse = load_recipe(path)["sparse"]
-            assert sparse["alpha_init"] == float(re.search(r"alpha0=([\d.]+)", row["comment"])[1])
-            cut = re.search(r"alpha=0 at epoch (\d+)", row["comment"])
-            assert sparse["alpha_zero_epoch"] == (float(cut[1]) if cut else None)
-    assert len(found) == 9
+            if row["method"] == "AutoSparse":
+                assert sparse["alpha_init"] == float(re.search(r"alpha0=([\d.]+)", row["comment"])[1])
+                cut = re.search(r"alpha=0 at epoch (\d+)", row["comment"])
+                assert sparse["alpha_zero_epoch"] == (float(cut[1]) if cut else None)
+            elif row["method"] == "STR":  # AutoSparse with alpha 0
+                assert (sparse["alpha_init"], sparse["alpha_schedule"]) == (0.0, "fixed")
+            else:
+                assert row["method"].lower().startswith(sparse["method"])
+                assert sparse.get("target_sparsity") == (None if row["method"] == "DST" else row["sparsity"] / 100)
+                assert sparse.get("options", {}).get("power", 1.0) == (2.0 if "+PP" in row["method"] else 1.0)
+                assert ("alpha_init" in sparse) == ("+GA" in row["method"])
+    assert len(found) == 26
 
 
 @pytest.mark.parametrize("path", SMALL, ids=by_name)
