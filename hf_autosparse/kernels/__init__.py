@@ -14,13 +14,17 @@ import threading
 import torch
 
 from . import gpu, sparse_matrix, threshold
+from .backends import BACKENDS, Backend, Matrix
 from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
 from .build import BuildError, instruction_sets
 from .gpu import VARIABLE
 from .sparse_matrix import SparseMatrix
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
     "Library",
+    "Matrix",
     "SparseMatrix",
     "cache_directory",
     "gpu",

@@ -1,8 +1,9 @@
 """The product of few tokens with a `BitmaskMatrix`, in Triton.
 
 A program unpacks tile after tile of 16 rows into registers: where a non-zero lies in `value` is the number of bits set
-before its own. Where there are fewer rows than the GPU needs to be busy, the columns are split between programs, whose
-sums torch adds up in its own fixed order.
+before its own. In 16 bits, several tokens go through the matrix units at once; in float32 each is a product of its own,
+whose programs find the weight in the GPU's cache. Where there are fewer rows than the GPU needs to be busy, the columns
+are split between programs, whose sums torch adds up in its own fixed order.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def product(matrix: BitmaskMatrix, x: Tensor, bias: Tensor | None, splits: int |
     y = torch.empty(splits, tokens, matrix.rows, dtype=x.dtype if final else torch.float32, device=x.device)
     arrays = (x, matrix.bits, matrix.offset, matrix.value, bias if final else None, y)
     sizes = (tokens, matrix.rows, matrix.cols, across, each)
+    together = tokens > 1 and x.dtype != torch.float32
+    grid = (down, splits, 1 if together else tokens)
     with torch.cuda.device_of(x):
-        _product[(down, splits)](*arrays, *sizes, 1 if tokens == 1 else MOST_TOKENS, ROWS, COLUMNS // 32)
+        _product[grid](*arrays, *sizes, MOST_TOKENS if together else 1, ROWS, COLUMNS // 32)
     if final:
         return y[0]
     total = y.sum(0)
@@ -45,6 +48,14 @@ def product(matrix: BitmaskMatrix, x: Tensor, bias: Tensor | None, splits: int |
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _count(word):
+    """The number of bits set in a uint32, in the form that LLVM knows as one instruction."""
+    word -= (word >> 1) & 0x55555555
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    return ((((word + (word >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -65,23 +76,26 @@ def _product(
     WORDS: tl.constexpr,
 ):
     down, split = tl.program_id(0), tl.program_id(1)
-    row, word, lane, token = tl.arange(0, R), tl.arange(0, WORDS), tl.arange(0, 32), tl.arange(0, TOKENS)
+    token = tl.program_id(2) + tl.arange(0, TOKENS)
+    row, word, lane = tl.arange(0, R), tl.arange(0, WORDS), tl.arange(0, 32).to(tl.uint32)
+    own = (lane * 0 + 1) << lane  # each lane's bit
     if TOKENS == 1:
         total = tl.zeros([R, WORDS, 32], tl.float32)
     else:
         total = tl.zeros([TOKENS, R], tl.float32)
     for block in range(split * each, min(split * each + each, across)):
         tile = down.to(tl.int64) * across + block
-        packed = tl.load(bits + tile * (R * WORDS) + row[:, None] * WORDS + word[None, :])
-        bit = (packed[:, :, None] >> lane[None, None, :]) & 1
-        in_word, in_row = tl.sum(bit, 2), tl.sum(tl.sum(bit, 2), 1)
-        place = tl.cumsum(bit, 2) - bit
-        place += (tl.cumsum(in_word, 1) - in_word)[:, :, None]
-        place += (tl.cumsum(in_row, 0) - in_row)[:, None, None]
-        w = tl.load(value + tl.load(offset + tile) + place, mask=bit != 0, other=0)
+        packed = tl.load(bits + tile * (R * WORDS) + row[:, None] * WORDS + word[None, :]).to(tl.uint32, bitcast=True)
+        in_word = _count(packed)
+        in_row = tl.sum(in_word, 1)
+        first = (tl.cumsum(in_row, 0) - in_row)[:, None] + tl.cumsum(in_word, 1) - in_word
+        packed = packed[:, :, None]
+        place = first[:, :, None] + _count(packed & (own - 1)[None, None, :])
+        kept = (packed & own[None, None, :]) != 0
+        w = tl.load(value + tl.load(offset + tile) + place, mask=kept, other=0)
         if TOKENS == 1:
-            column = block * (WORDS * 32) + word[:, None] * 32 + lane[None, :]
-            a = tl.load(x + column, mask=column < cols, other=0)
+            column = block * (WORDS * 32) + word[:, None] * 32 + tl.arange(0, 32)[None, :]
+            a = tl.load(x + tl.program_id(2) * cols + column, mask=column < cols, other=0)
             total += w.to(tl.float32) * a[None, :, :].to(tl.float32)
         else:
             column = block * (WORDS * 32) + tl.arange(0, WORDS * 32)

@@ -5,7 +5,6 @@ import torch
 
 from hf_autosparse.kernels.bitmask_matrix import BitmaskMatrix
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, which the interpreter uses
 
 
@@ -81,13 +80,13 @@ def one_program_a_row_block(monkeypatch, triton_device):
     return triton_device
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16])
-@pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_product(rows, cols, tokens, one_program_a_row_block):
-    check(pruned(rows, cols, 0.8), tokens, one_program_a_row_block, bias=tokens != 5)
-
-
 @pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 257), (33, 70)])
+def test_product(rows, cols, tokens, one_program_a_row_block):
+    check(pruned(rows, cols, 0.8), tokens, one_program_a_row_block, bias=tokens == 3)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, tokens, one_program_a_row_block):
     check(pruned(33, 300, 0.7, dtype), tokens, one_program_a_row_block, bias=True)
@@ -105,7 +104,8 @@ def test_empty_and_full_rows(tokens, one_program_a_row_block):
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("splits", [2, 9])
 def test_split_columns(splits, tokens, triton_device):
-    check(pruned(20, 900, 0.7), tokens, triton_device, bias=splits != 2, splits=splits)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(pruned(20, 900, 0.7, dtype), tokens, triton_device, bias=splits != 2, splits=splits)
 
 
 def test_infinite_and_nan_activations_come_out_as_of_the_dense_product(one_program_a_row_block):
