@@ -230,7 +230,7 @@ class _Picker:
         if not forms:
             return f"on {weight.device}: the kernels are for the CPU"
         if not any(form.applies(weight) for form in forms):
-            dtypes = "float32" if forms[0].device == "cpu" else " and ".join(map(_name, forms[0].dtypes))
+            dtypes = " and ".join(map(_name, forms[0].dtypes))
             return f"{_name(weight.dtype)}: the kernels compute in {dtypes}"
         if weight.numel() == 0:
             return "empty"
