@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from . import kernels
+from .functional import n_of_m_mask
 from .inference_layers import EVERY_NUMBER, Ranges, swap_in
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,9 @@ SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MARGIN = 1.05  # speed-up from which on the sparse layer is taken: noise must not make a model slower
 _FORMAT_VERSION = 1
 _ROUNDS, _SECONDS = 5, 0.03  # at least, of each measurement
-_MOST_WORK = 3e9  # multiply-adds of one dense call; beyond, the result for fewer tokens stands
+_MOST_WORK = {"cpu": 3e9, "cuda": 1e12}  # multiply-adds of one dense call; beyond, the result for fewer tokens stands
 _FEW_TOKENS = 16  # up to here reading the weight takes longer than computing with it
-_LARGE = 64  # MiB of dense weights: more than caches hold
+_LARGE = {"cpu": 64, "cuda": 512}  # MiB of dense weights: more than caches hold, of a GPU in their sparse form too
 
 Speedups = dict[int, float]
 
@@ -59,40 +60,38 @@ def ranges(speedups: Speedups) -> Ranges:
 
 
 class Crossover:
-    """The measurements of this machine, compiler, torch release and number of threads.
+    """The measurements of this machine, compiler, torch release and number of threads, or of this GPU.
 
     Args:
         remeasure: forget what the cache says.
+        device: where the layers are.
     """
 
-    def __init__(self, remeasure: bool = False):
-        library = kernels.library()
-        self.machine = {
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "library": library.path.stem,
-            "isa": library.isa,
-        }
+    def __init__(self, remeasure: bool = False, device: torch.device | str = "cpu"):
+        self.machine = _machine(torch.device(device))
         digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
         self.path = kernels.cache_directory() / f"crossover-{digest}.json"
         self._known = {} if remeasure else self._read()
         self._new: dict[str, Speedups] = {}
 
-    def speedups(self, layer: nn.Module, sparsity: float, model_bytes: int) -> Speedups:
+    def speedups(self, layer: nn.Module, sparsity: float, model_bytes: int, backend: str = "sparse") -> Speedups:
         """Number of tokens -> dense time / sparse time, for a layer of this kind, shape and sparsity.
 
         Args:
             layer: a Linear, Conv1D or 1x1 Conv2d (its pixels are the tokens).
             sparsity: at least `SPARSITIES[0]`.
             model_bytes: of all weights that a forward pass of the model reads.
+            backend: the sparse form, of `kernels.BACKENDS`.
         """
         floor = max(step for step in SPARSITIES if step <= sparsity + 0.005)
-        mebibytes = min(_LARGE, 2 ** int(math.log2(max(1, model_bytes / 2**20))))
+        large = _LARGE.get(layer.weight.device.type, _LARGE["cpu"])
+        mebibytes = min(large, 2 ** int(math.log2(max(1, model_bytes / 2**20))))
         shape = "x".join(map(str, layer.weight.shape))
         key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} zeros={floor} model={mebibytes}MiB"
+        if backend != "sparse":
+            key += f" {backend} {layer.weight.dtype}"
         if key not in self._known:
-            self._known[key] = self._new[key] = _measure(layer, floor, mebibytes)
+            self._known[key] = self._new[key] = _measure(layer, floor, mebibytes, backend)
         return self._known[key]
 
     def save(self) -> None:
@@ -126,6 +125,25 @@ class Crossover:
             return {}
 
 
+def _machine(device: torch.device) -> dict[str, object]:
+    """What the measurements depend on."""
+    if device.type == "cuda":
+        return {
+            "gpu": torch.cuda.get_device_name(device),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "kernels": kernels.gpu.status(),
+        }
+    library = kernels.library()
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "library": library.path.stem,
+        "isa": library.isa,
+    }
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -136,29 +154,46 @@ def _processor() -> str:
 
 
 @torch.no_grad()
-def _measure(layer: nn.Module, sparsity: float, mebibytes: int) -> Speedups:
+def _measure(layer: nn.Module, sparsity: float, mebibytes: int, backend: str = "sparse") -> Speedups:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(layer.weight.shape, generator=generator)
+    if backend == "semi_structured":
+        view = weight.T if type(layer).__name__ == "Conv1D" else weight
+        view *= n_of_m_mask(view.abs(), 2, 4)
     weight *= torch.rand(weight.shape, generator=generator) >= sparsity
+    weight = weight.to(layer.weight)
     dense = []
     for _ in range(max(1, mebibytes * 2**20 // weight.nbytes)):
         dense.append(copy.deepcopy(layer))
         dense[-1].weight = nn.Parameter(weight.clone(), requires_grad=False)
     sparse = copy.deepcopy(dense)
     for module in sparse:
-        swap_in(module, EVERY_NUMBER)
+        swap_in(module, EVERY_NUMBER, backend)
     inputs = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight.shape[1]
     result = {}
     for tokens in TOKENS:
-        if tokens > 1 and tokens * weight.numel() > _MOST_WORK:
+        beyond = tokens * weight.numel() > _MOST_WORK.get(weight.device.type, _MOST_WORK["cpu"])
+        if tokens > 1 and (beyond or tokens > kernels.BACKENDS[backend].most_tokens):
             break
         shape = (1, inputs, 1, tokens) if isinstance(layer, nn.Conv2d) else (tokens, inputs)
-        x = torch.randn(shape, generator=generator)
+        x = torch.randn(shape, generator=generator).to(weight)
         copies = len(dense) if tokens <= _FEW_TOKENS else 1
-        calls = [lambda x=x, modules=modules[:copies]: [module(x) for module in modules] for modules in (dense, sparse)]
+        calls = [_call(modules[:copies], x) for modules in (dense, sparse)]
         seconds = best_times(calls, _ROUNDS, _SECONDS)
         result[tokens] = round(seconds[0] / seconds[1], 3)
     return result
+
+
+def _call(modules: list[nn.Module], x: torch.Tensor):
+    """Runs the layers one after the other, and on a GPU waits for the last."""
+
+    def call() -> None:
+        for module in modules:
+            module(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    return call
 
 
 def best_times(actions, rounds: int, seconds: float) -> list[float]:

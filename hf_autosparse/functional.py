@@ -1,4 +1,4 @@
-"""The reference maths in plain torch. Every faster version is tested against this file."""
+"""The reference maths in plain torch, and the choice of a kernel. Every faster version is tested against this file."""
 
 import math
 
@@ -19,7 +19,11 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 
 
 def annealed_soft_threshold(
-    weight: Tensor, threshold: Tensor, alpha: float, backward_sparsity: float | None = None
+    weight: Tensor,
+    threshold: Tensor,
+    alpha: float,
+    backward_sparsity: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Soft threshold whose gradient is annealed (AutoSparse, eq. 1, 7 and 8).
 
@@ -38,11 +42,25 @@ def annealed_soft_threshold(
         backward_sparsity: eq. 8: where given and alpha > 0, the gradient is restricted to B: the weights that are
             among the `1 - backward_sparsity` largest by magnitude, or active. What lies outside B is not needed by
             either gradient, so a sparse kernel need not compute it; with alpha = 0, B is the active set.
+        dtype: of the result, which is rounded once. None: `weight`'s; but where autocast is on, gradients are recorded
+            and the GPU's kernel computes, that of autocast, to which the product would convert it in a pass of its own.
     """
     shape = None if backward_sparsity is not None and alpha > 0 else _kernel_layout(weight, threshold)
-    if shape is not None:
-        return _InOnePass.apply(weight, threshold, alpha, shape)
-    return _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
+    if shape is None:
+        effective = _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
+    elif kernels.gpu.takes(weight):
+        return _InOnePass.apply(weight, threshold, alpha, shape, dtype or _product_dtype(weight))
+    else:
+        effective = _InOnePass.apply(weight, threshold, alpha, shape, weight.dtype)
+    return effective if dtype is None else effective.to(dtype)
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """What the product that follows in training computes in. Without gradients the weight may be for saving."""
+    kind = weight.device.type
+    if torch.is_grad_enabled() and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 class _AnnealedSoftThreshold(torch.autograd.Function):
@@ -63,21 +81,29 @@ class _AnnealedSoftThreshold(torch.autograd.Function):
 
 
 class _InOnePass(torch.autograd.Function):
-    """The same by the C kernels: one pass over the weight in each direction."""
+    """The same by the kernels, in C or on a GPU in Triton: one pass over the weight in each direction."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, threshold: Tensor, alpha: float, shape: tuple[int, int, int]) -> Tensor:
+    def forward(
+        ctx, weight: Tensor, threshold: Tensor, alpha: float, shape: kernels.threshold.Shape, dtype: torch.dtype
+    ) -> Tensor:
         ctx.alpha, ctx.shape = alpha, shape
         ctx.save_for_backward(weight, threshold)
+        if kernels.gpu.takes(weight):
+            return kernels.gpu.threshold().forward(weight, threshold, shape, dtype)
         return kernels.threshold.forward(kernels.library(), weight, threshold, shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        weight, threshold = ctx.saved_tensors
         # Grad mode is on in a backward pass that is to be differentiated again: autograd must see the operations.
         if torch.is_grad_enabled() or type(grad) is not Tensor:
-            return *_gradients(ctx, grad, ctx.alpha, None), None, None
-        gradients = kernels.threshold.backward(kernels.library(), *ctx.saved_tensors, grad, ctx.alpha, ctx.shape)
-        return *gradients, None, None
+            gradients = _gradients(ctx, grad.to(weight.dtype), ctx.alpha, None)
+        elif kernels.gpu.takes(weight):
+            gradients = kernels.gpu.threshold().backward(weight, threshold, grad, ctx.alpha, ctx.shape)
+        else:
+            gradients = kernels.threshold.backward(kernels.library(), weight, threshold, grad, ctx.alpha, ctx.shape)
+        return *gradients, None, None, None
 
 
 def _gradients(ctx, grad: Tensor, alpha: float, backward_sparsity: float | None) -> tuple[Tensor, Tensor | None]:
@@ -96,12 +122,15 @@ def _gradients(ctx, grad: Tensor, alpha: float, backward_sparsity: float | None)
     return grad_weight, grad_threshold
 
 
-def _kernel_layout(weight: Tensor, threshold: Tensor) -> tuple[int, int, int] | None:
-    """How the C kernels see these tensors, or None where plain torch computes: other tensors, tracing, no library."""
+def _kernel_layout(weight: Tensor, threshold: Tensor) -> kernels.threshold.Shape | None:
+    """How the kernels see these tensors, or None where plain torch computes: other tensors, tracing, no kernels."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return None
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in (weight, threshold)):
         return None
+    if kernels.gpu.takes(weight):
+        one_pass = kernels.gpu.threshold()
+        return None if one_pass is None else one_pass.layout(weight, threshold)
     shape = kernels.threshold.layout(weight, threshold)
     return shape if shape is not None and kernels.library() is not None else None
 

@@ -1,9 +1,10 @@
-"""`to_inference`: make a trained sparse model fast on the CPU, each layer as this machine runs it fastest."""
+"""`to_inference`: make a trained sparse model fast, each layer as this machine runs it fastest."""
 
 from __future__ import annotations
 
 import fnmatch
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,13 +20,13 @@ from .tables import as_text, table
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "sparse", "dense")
+BACKENDS = ("auto", "sparse", "dense", *(name for name in kernels.BACKENDS if name != "sparse"))
 _RECORD = "_autosparse_inference"
 
 
 @dataclass(frozen=True)
 class BackendRow:
-    """One layer. `sparsity`: fraction of zeros. `backend`: "sparse" or "dense". `bytes`: memory of its sparse form."""
+    """One layer. `sparsity`: fraction of zeros. `backend`: "dense" or its sparse form. `bytes`: memory of that form."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +47,7 @@ class InferenceReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        sparse = [row for row in self.rows if row.backend == "sparse"]
+        sparse = [row for row in self.rows if row.backend != "dense"]
         beside = f"{sum(row.bytes for row in sparse) / 2**20:.1f} MiB beside the dense weights"
         title = f"{len(sparse)} of {len(self.rows)} layers sparse, {beside}"
         rows = [
@@ -63,10 +64,11 @@ def to_inference(
     overrides: Mapping[str, str] | None = None,
     remeasure: bool = False,
 ) -> nn.Module:
-    """Prepare a model for fast inference on the CPU, in place, and return it in eval mode.
+    """Prepare a model for fast inference where it is, in place, and return it in eval mode.
 
-    Every Linear, Conv1D and 1x1 Conv2d with enough zeros in its weight may skip them. Outputs differ from the dense
-    model's by rounding only. A model that is still sparse is finalized first: copy it before if training goes on.
+    Every Linear, Conv1D and, on the CPU, 1x1 Conv2d with enough zeros in its weight may skip them. Outputs differ from
+    the dense model's by rounding only. A model that is still sparse is finalized first: copy it before if training goes
+    on.
 
     The model keeps its classes' names for `state_dict`, `save_pretrained`, pickling and copying; the sparse forms lie
     beside the dense weights and are derived again after loading. Call it under `torch.inference_mode()` or
@@ -76,13 +78,15 @@ def to_inference(
         model: finalized, loaded, pruned elsewhere, or from `sparsify`.
         backend: "auto": for each layer and number of tokens the faster product, as measured on this machine the first
             time (a few seconds, kept in the user's cache). "sparse": the sparse product for every layer with at least
-            30 % zeros. "dense": undo.
-        overrides: pattern over full layer names (glob) -> "sparse" or "dense", whatever `backend` says.
+            30 % zeros, on the CPU. "bitmask": the same on a GPU, for up to 16 tokens. "semi_structured": on a GPU, the
+            2:4 product. "dense": undo.
+        overrides: pattern over full layer names (glob) -> one of these but "auto", whatever `backend` says.
         remeasure: measure again instead of reading the cache.
 
     Raises:
-        ValueError: an unknown backend, or a pattern that matches no layer that could be sparse.
-        RuntimeError: "sparse" is asked for, but the kernels are not available; the message says why.
+        ValueError: an unknown backend, a pattern that matches no layer that could be sparse, "bitmask" or
+            "semi_structured" for a layer on the CPU, "semi_structured" for a weight with enough zeros that is not 2:4.
+        RuntimeError: a backend is asked for whose kernels are not available; the message says why.
     """
     overrides = dict(overrides or {})
     _check(backend, overrides)
@@ -99,21 +103,26 @@ def to_inference(
         name: next((choice for pattern, choice in overrides.items() if fnmatch.fnmatchcase(name, pattern)), backend)
         for name in layers
     }
-    library = None if set(wanted.values()) == {"dense"} else kernels.library()
-    if library is None and "sparse" in wanted.values():
-        raise RuntimeError(f"backend 'sparse' needs the C kernels, but this machine takes {kernels.status()}")
-    picker = _Picker(model, library is not None, remeasure)
-    picks = {name: picker.pick(module, wanted[name], name in overrides) for name, module in layers.items()}
+    _check_devices(layers, wanted)
+    for choice in sorted(set(wanted.values()) & set(kernels.BACKENDS)):
+        form = kernels.BACKENDS[choice]
+        if not form.there():
+            raise RuntimeError(f"backend {choice!r} needs {form.needs}, but this machine takes {form.status()}")
+    picker = _Picker(model, remeasure)
+    picks = {name: picker.pick(name, module, wanted[name], name in overrides) for name, module in layers.items()}
     picker.save()
     rows = []
     for name, module in layers.items():  # nothing is changed before everything is known to work
-        zeros, sparse_for, reason = picks[name]
+        pick = picks[name]
         shape, size = tuple(module.weight.shape), 0
-        if sparse_for:
-            swap_in(module, sparse_for)
+        if pick.sparse_for:
+            swap_in(module, pick.sparse_for, pick.backend)
             size = module.matrix_bytes
-        rows.append(BackendRow(name, shape, zeros, "sparse" if sparse_for else "dense", reason, size))
-    status = kernels.status() if library is not None or backend == "auto" else "not asked for"
+        used = pick.backend if pick.sparse_for else "dense"
+        rows.append(BackendRow(name, shape, pick.zeros, used, pick.reason, size))
+    on_gpu = any(kernels.gpu.takes(module.weight) for module in layers.values())
+    asked = backend == "auto" or set(wanted.values()) != {"dense"}
+    status = (kernels.gpu if on_gpu else kernels).status() if asked else "not asked for"
     setattr(model, _RECORD, InferenceReport(status, rows))
     return model.eval()
 
@@ -134,19 +143,41 @@ def _check(backend: str, overrides: dict[str, str]) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
     for pattern, choice in overrides.items():
-        if choice not in ("sparse", "dense"):
-            raise ValueError(f"overrides[{pattern!r}] = {choice!r}: allowed are 'sparse' and 'dense'")
+        if choice == "auto" or choice not in BACKENDS:
+            raise ValueError(
+                f"overrides[{pattern!r}] = {choice!r}: allowed are 'sparse' and 'dense', on a GPU also 'bitmask' and"
+                " 'semi_structured'"
+            )
+
+
+def _check_devices(layers: Mapping[str, nn.Module], wanted: Mapping[str, str]) -> None:
+    for name, layer in layers.items():
+        form = kernels.BACKENDS.get(wanted[name])
+        if form is not None and form.device != "cpu" and layer.weight.device.type != form.device:
+            raise ValueError(
+                f"backend {form.name!r} is for a GPU, but {name}.weight is on {layer.weight.device}: call"
+                " model.to('cuda') first, or take backend='sparse' on the CPU"
+            )
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """`zeros`: their fraction. `sparse_for`: numbers of tokens to go sparse for, in the form that `backend` names."""
+
+    zeros: float
+    sparse_for: Ranges
+    reason: str
+    backend: str = "dense"
 
 
 class _Picker:
     """Decides layer by layer."""
 
-    def __init__(self, model: nn.Module, kernels_there: bool, remeasure: bool):
-        self._kernels_there = kernels_there
+    def __init__(self, model: nn.Module, remeasure: bool):
         self._remeasure = remeasure
         weights = {id(m.weight): m.weight.nbytes for m in model.modules() if inference_class(m) is not None}
         self._model_bytes = sum(weights.values())
-        self._crossover: Crossover | None = None
+        self._crossovers: dict[torch.device, Crossover] = {}
         self._bypassed = {
             id(child)
             for module in model.modules()
@@ -154,46 +185,73 @@ class _Picker:
             for child in (module.linear1, module.linear2)
         }
 
-    def pick(self, layer: nn.Module, wanted: str, named: bool) -> tuple[float, Ranges, str]:
-        """(fraction of zeros, numbers of tokens to go sparse for, reason)."""
-        if (limit := self._limit(layer)) is not None:
-            return _zeros(layer), (), limit
+    def pick(self, name: str, layer: nn.Module, wanted: str, named: bool) -> _Pick:
         zeros = _zeros(layer)
-        if wanted != "auto" and named:
-            return zeros, EVERY_NUMBER if wanted == "sparse" else (), "overrides"
+        forms = self._forms(layer, wanted)
+        if isinstance(forms, str):
+            return _Pick(zeros, (), forms)
+        why = "overrides" if wanted != "auto" and named else "asked for"
         if wanted == "dense":
-            return zeros, (), "asked for"
-        if zeros < SPARSITIES[0]:
-            return zeros, (), f"fewer than {SPARSITIES[0]:.0%} zeros"
-        if wanted == "sparse":
-            return zeros, EVERY_NUMBER, "asked for"
-        if not self._kernels_there:
-            return zeros, (), "no C kernels on this machine"
-        if self._crossover is None:
-            self._crossover = Crossover(self._remeasure)
-        speedups = self._crossover.speedups(layer, zeros, self._model_bytes)
-        return zeros, ranges(speedups), _reason(layer, speedups)
+            return _Pick(zeros, (), why)
+        if zeros < SPARSITIES[0] and why != "overrides":
+            return _Pick(zeros, (), f"fewer than {SPARSITIES[0]:.0%} zeros")
+        refusals = {form.name: form.refusal(_matrix_view(layer)) for form in forms}
+        if wanted != "auto":
+            if refusals[wanted] is not None:
+                raise ValueError(
+                    f"backend {wanted!r} cannot take {name}.weight: {refusals[wanted]}; leave it dense with"
+                    f" overrides={{{name!r}: 'dense'}}, or take backend='auto'"
+                )
+            return _Pick(zeros, EVERY_NUMBER, why, wanted)
+        usable = [form for form in forms if refusals[form.name] is None and form.there()]
+        if not usable:
+            return _Pick(zeros, (), f"no {forms[0].needs.removeprefix('the ')} on this machine")
+        speedups = {form.name: self._speedups(layer, zeros, form.name) for form in usable}
+        best = max(speedups, key=lambda form: sum(math.log(max(1.0, ratio)) for ratio in speedups[form].values()))
+        return _Pick(zeros, ranges(speedups[best]), _reason(layer, speedups[best]), best)
 
     def save(self) -> None:
-        if self._crossover is not None:
-            self._crossover.save()
+        for crossover in self._crossovers.values():
+            crossover.save()
 
-    def _limit(self, layer: nn.Module) -> str | None:
-        """Why a layer cannot use the kernel, or None."""
+    def _speedups(self, layer: nn.Module, zeros: float, form: str) -> Speedups:
+        device = layer.weight.device
+        if device not in self._crossovers:
+            self._crossovers[device] = Crossover(self._remeasure, device)
+        return self._crossovers[device].speedups(layer, zeros, self._model_bytes, form)
+
+    def _forms(self, layer: nn.Module, wanted: str) -> list[kernels.Backend] | str:
+        """The sparse forms that a layer may take, or why there is none."""
         weight = layer._parameters.get("weight")
         if weight is None:
             return "its weight is computed by another module (weight norm, pruning)"
-        if weight.device.type != "cpu":
+        forms = [form for form in kernels.BACKENDS.values() if wanted in ("auto", "dense", form.name)]
+        forms = [form for form in forms if form.device == weight.device.type]
+        if not forms:
             return f"on {weight.device}: the kernels are for the CPU"
-        if weight.dtype != torch.float32:
-            return f"{str(weight.dtype).removeprefix('torch.')}: the kernels compute in float32"
+        if not any(form.applies(weight) for form in forms):
+            dtypes = " and ".join(map(_name, forms[0].dtypes))
+            return f"{_name(weight.dtype)}: the kernels compute in {dtypes}"
         if weight.numel() == 0:
             return "empty"
         if id(layer) in self._bypassed:
             return "nn.TransformerEncoderLayer bypasses the layer in its fast path"
-        if isinstance(layer, nn.Conv2d) and not _is_pointwise(layer):
-            return "a convolution other than 1x1 with stride 1"
-        return None
+        if isinstance(layer, nn.Conv2d):
+            if not _is_pointwise(layer):
+                return "a convolution other than 1x1 with stride 1"
+            if not any(form.pixels for form in forms):
+                return "a convolution: on a GPU it stays dense"
+        return [form for form in forms if form.applies(weight) and (form.pixels or not isinstance(layer, nn.Conv2d))]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _matrix_view(layer: nn.Module) -> torch.Tensor:
+    """The weight as (outputs, inputs)."""
+    weight = layer.weight.detach()
+    return weight.T if type(layer).__name__ == "Conv1D" else weight.flatten(1)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

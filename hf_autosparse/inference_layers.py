@@ -29,10 +29,11 @@ _warned_of_gradients = False
 
 
 class InferenceLayer:
-    """Mixin: `forward` takes the sparse kernel where it can and may, else what the dense layer does.
+    """Mixin: `forward` takes the sparse product where it can and may, else what the dense layer does.
 
-    It can for finite plain float32 tensors on the CPU, without autocast, when no gradient is asked for. It may for the
-    numbers of tokens (or pixels) in `sparse_for`, a sequence of inclusive ranges.
+    It can for plain tensors of its backend's device and dtypes (on the CPU finite float32), without autocast, when no
+    gradient is asked for. It may for the numbers of tokens (or pixels) in `sparse_for`, a sequence of inclusive ranges.
+    `backend` is the name of the sparse form, one of `kernels.BACKENDS`.
 
     The checks are written for speed: one small layer takes ten microseconds, and a model has hundreds.
     """
@@ -40,6 +41,7 @@ class InferenceLayer:
     weight: nn.Parameter
     bias: nn.Parameter | None
     sparse_for: Ranges
+    backend: str = "sparse"
 
     def matrix_view(self) -> Tensor:
         """The weight as (outputs, inputs)."""
@@ -58,12 +60,17 @@ class InferenceLayer:
     def forward(self, input: Tensor) -> Tensor:
         if is_compiling():
             return self._traced(input)
-        if type(input) is Tensor and input.dtype is torch.float32 and input.is_cpu and not _disturbed():
+        if type(input) is Tensor and self._takes(input) and not _disturbed(input.device.type):
             if not torch.is_grad_enabled() or not self._asks_for_gradients(input):
                 output = self.sparse_product(input if input.is_contiguous() else input.contiguous())
                 if output is not None:
                     return output
         return self.dense_forward(input)
+
+    def _takes(self, input: Tensor) -> bool:
+        weight = self._parameters["weight"]
+        same = input.dtype is weight.dtype and input.device == weight.device
+        return same and kernels.BACKENDS[self.backend].applies(input)
 
     def _asks_for_gradients(self, input: Tensor) -> bool:
         global _warned_of_gradients
@@ -76,7 +83,7 @@ class InferenceLayer:
             )
         return asked
 
-    def _matrix(self, tokens: int) -> kernels.SparseMatrix | None:
+    def _matrix(self, tokens: int) -> kernels.Matrix | None:
         """The sparse form of the present weight, or None where this call is better or necessarily dense.
 
         The stamp tells whether the weight is still the one it was made from. Threads that find it stale at once make
@@ -89,14 +96,15 @@ class InferenceLayer:
             return None
         parameters = self._parameters
         weight, bias = parameters["weight"], parameters["bias"]
-        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_cpu or not bias.is_contiguous()):
+        if bias is not None and not (
+            bias.dtype is weight.dtype and bias.device == weight.device and bias.is_contiguous()
+        ):
             return None
         cached = self.__dict__.get("_packed")
         stamp = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if cached is None or cached[0] != stamp:
-            library = kernels.library()
-            usable = library is not None and weight.dtype is torch.float32 and weight.is_cpu
-            matrix = kernels.SparseMatrix(self.matrix_view().detach(), library) if usable else None
+            backend = kernels.BACKENDS[self.backend]
+            matrix = backend.build(self.matrix_view().detach()) if backend.applies(weight) else None
             self._packed = cached = (stamp, matrix)
         return cached[1]
 
@@ -106,15 +114,15 @@ class InferenceLayer:
         gradients = torch.is_grad_enabled() and (
             input.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         )
-        if gradients or torch.compiler.is_exporting() or input.dtype != torch.float32 or input.device.type != "cpu":
+        if gradients or torch.compiler.is_exporting() or not self._takes(input):
             return self.dense_forward(input)
         return torch.ops.hf_autosparse.inference_layer(input, self.weight, self.bias, self._handle)
 
     # ---- Copies: the sparse form and the handle are the original's own ----
 
-    def prepare(self, sparse_for: Ranges) -> None:
+    def prepare(self, sparse_for: Ranges, backend: str) -> None:
         """Set up an object whose class was just swapped; builds the sparse form."""
-        self.sparse_for = sparse_for
+        self.sparse_for, self.backend = sparse_for, backend
         self._register()
         if sparse_for:
             self._matrix(int(sparse_for[0][0]))
@@ -150,10 +158,10 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor
     return input.new_empty(_by_handle[handle].output_shape(input))
 
 
-def _disturbed() -> bool:
+def _disturbed(device: str) -> bool:
     """Whether something that must see or change every operation is at work: autocast, tracing, functorch."""
     return (
-        torch.is_autocast_enabled("cpu")
+        torch.is_autocast_enabled(device)
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
     )
@@ -210,14 +218,14 @@ def inference_class(module: nn.Module) -> type[InferenceLayer] | None:
     return _CLASSES.get(cls)
 
 
-def swap_in(module: nn.Module, sparse_for: Ranges) -> None:
+def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse") -> None:
     """Make a dense layer one for inference, in place."""
     module.__class__ = inference_class(module)
-    module.prepare(sparse_for)
+    module.prepare(sparse_for, backend)
 
 
 def swap_out(layer: InferenceLayer) -> None:
     """Undo `swap_in`."""
-    for name in ("_packed", "_handle", "sparse_for"):
+    for name in ("_packed", "_handle", "sparse_for", "backend"):
         layer.__dict__.pop(name, None)
     layer.__class__ = type(layer).__mro__[2]  # (inference class, InferenceLayer, dense class, ...)

@@ -50,7 +50,7 @@ def speedups(monkeypatch):
     """Makes `_measure` give what a test wants, and counts its calls."""
     given = {"result": {1: 2.0, 16: 3.0}, "calls": 0}
 
-    def measure(layer, sparsity, mebibytes):
+    def measure(layer, sparsity, mebibytes, backend):
         given["calls"] += 1
         return given["result"]
 

@@ -1,7 +1,8 @@
-"""C kernels for the CPU: the sparse product of inference and the soft threshold of training.
+"""Kernels for the sparse product of inference and the soft threshold of training: C for the CPU, Triton for a GPU.
 
-The sources in csrc/ are compiled when the package is installed, else at first use into the user's cache; where neither
-works, callers take the plain torch route, and the log says so once. Importing this package compiles and loads nothing.
+`gpu` chooses those in Triton; the rest of this file is about C. The sources in csrc/ are compiled when the package is
+installed, else at first use into the user's cache; where neither works, callers take the plain torch route, and the log
+says so once. Importing this package compiles and loads nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ import threading
 
 import torch
 
-from . import sparse_matrix, threshold
+from . import gpu, sparse_matrix, threshold
+from .backends import BACKENDS, Backend, Matrix
 from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
 from .build import BuildError, instruction_sets
+from .gpu import VARIABLE
 from .sparse_matrix import SparseMatrix
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
     "Library",
+    "Matrix",
     "SparseMatrix",
     "cache_directory",
+    "gpu",
     "library",
     "sparse_matrix",
     "status",
@@ -30,7 +37,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "HF_AUTOSPARSE_KERNELS"
 _lock = threading.RLock()
 _choice: tuple[Library | None, str] | None = None
 

@@ -7,16 +7,22 @@ from torch import Tensor
 
 from .binding import Library, threads
 
+Shape = tuple[int, int, int]
 
-def layout(weight: Tensor, threshold: Tensor) -> tuple[int, int, int] | None:
+
+def layout(weight: Tensor, threshold: Tensor) -> Shape | None:
     """(rows, columns, thresholds are by column) under which the kernel sees the weight, or None where it cannot.
 
-    It takes plain contiguous float32 tensors on the CPU with one threshold, one for each entry of the first dimension,
-    or one for each entry of the last.
+    It takes plain contiguous float32 tensors on the CPU with thresholds that `view` knows.
     """
     for tensor in (weight, threshold):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
             return None
+    return view(weight, threshold)
+
+
+def view(weight: Tensor, threshold: Tensor) -> Shape | None:
+    """`layout` of contiguous tensors: one threshold, one for each entry of the first dimension, or of the last."""
     size, count = weight.numel(), threshold.numel()
     if size == 0:
         return None
@@ -30,7 +36,7 @@ def layout(weight: Tensor, threshold: Tensor) -> tuple[int, int, int] | None:
     return None
 
 
-def forward(library: Library, weight: Tensor, threshold: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def forward(library: Library, weight: Tensor, threshold: Tensor, shape: Shape) -> Tensor:
     """`soft_threshold(weight, threshold)`, to the bit. `shape` is from `layout`."""
     result = torch.empty_like(weight)
     library.forward(weight.data_ptr(), threshold.data_ptr(), result.data_ptr(), *shape, threads())
@@ -38,7 +44,7 @@ def forward(library: Library, weight: Tensor, threshold: Tensor, shape: tuple[in
 
 
 def backward(
-    library: Library, weight: Tensor, threshold: Tensor, grad: Tensor, alpha: float, shape: tuple[int, int, int]
+    library: Library, weight: Tensor, threshold: Tensor, grad: Tensor, alpha: float, shape: Shape
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight (to the bit) and threshold (the same for any number of threads). `grad` is float32."""
     grad = grad.contiguous()

@@ -1,0 +1,111 @@
+"""The sparse forms that a layer's weight can take for inference, by the name that `to_inference` knows them by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import bitmask_matrix, gpu, semi_structured
+from .bitmask_matrix import BitmaskMatrix
+from .semi_structured import SemiStructuredMatrix
+from .sparse_matrix import SparseMatrix
+
+
+class Matrix(Protocol):
+    """A weight (rows, cols) in a sparse form. `bytes`: memory that it takes."""
+
+    rows: int
+    cols: int
+    bytes: int
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """`x W^T + bias`, or None where the dense product is to be taken."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One form.
+
+    Attributes:
+        device: type of the device that it is for.
+        dtypes: of weight, bias and activations, which must be the same.
+        build: weight (rows, cols) -> its form, or None where the kernels are missing.
+        there: whether the kernels are there; `needs` and `status` say what they are and which are taken instead.
+        refusal: why a weight (rows, cols) cannot take the form, or None.
+        most_tokens: beyond, `product` is None.
+        pixels: whether it has a `pixel_product` for 1x1 convolutions.
+    """
+
+    name: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    build: Callable[[Tensor], Matrix | None]
+    there: Callable[[], bool]
+    needs: str
+    status: Callable[[], str]
+    refusal: Callable[[Tensor], str | None] = lambda weight: None
+    most_tokens: float = math.inf
+    pixels: bool = False
+
+    def applies(self, tensor: Tensor) -> bool:
+        """Whether weight, bias or activations are of the right device and dtype."""
+        return tensor.dtype in self.dtypes and tensor.device.type == self.device
+
+
+def _library():
+    from . import library
+
+    return library()
+
+
+def _c_status() -> str:
+    from . import status
+
+    return status()
+
+
+def _sparse_matrix(weight: Tensor) -> SparseMatrix | None:
+    library = _library()
+    return None if library is None else SparseMatrix(weight, library)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "sparse",
+            "cpu",
+            (torch.float32,),
+            _sparse_matrix,
+            there=lambda: _library() is not None,
+            needs="the C kernels",
+            status=_c_status,
+            pixels=True,
+        ),
+        Backend(
+            "bitmask",
+            "cuda",
+            bitmask_matrix.DTYPES,
+            lambda weight: BitmaskMatrix(weight) if gpu.there() else None,
+            there=gpu.there,
+            needs="the Triton kernels",
+            status=gpu.status,
+            most_tokens=bitmask_matrix.MOST_TOKENS,
+        ),
+        Backend(
+            "semi_structured",
+            "cuda",
+            semi_structured.DTYPES,
+            SemiStructuredMatrix,
+            there=lambda: torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
+            needs="a GPU of compute capability 8.0",
+            status=lambda: "the dense product",
+            refusal=semi_structured.refusal,
+        ),
+    )
+}
