@@ -17,42 +17,36 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define EXPORT(name) JOIN(JOIN(name, _), ISA)
 
-#ifndef TILE
-#define TILE 64
-#endif
+#define TILE (8 * WIDEST < 64 ? 8 * WIDEST : 64)
 #define NV (TILE / WIDEST)
 #define VECTOR JOIN(v, WIDEST)
 #define V_(name) JOIN(name, WIDEST)
 
-/* sums [4 lanes][ceil(steps, 4)] += the dot products of a slice's entries for one tile.
-   g [rows of the chunk][TILE], x [columns of the block][TILE]. */
-static void slice_dots(int steps, const uint8_t *order, int rows, const uint8_t *column, const float *g,
-                       const float *x, float *sums)
+/* sums [steps] += the dot products of one row's entries for one tile. steps: a multiple of 4. g [TILE];
+   x [columns of the block][TILE]; at [steps]: where the entries' columns begin in x. */
+INLINE void row_dots(int steps, const uint16_t *at, const float *g, const float *x, float *sums)
 {
-    const int padded = (steps + 3) / 4 * 4;
-    for (int lane = 0; lane < SLICE; lane++, sums += padded) {
-        if (order[lane] >= rows) continue;   /* a row that does not exist */
-        VECTOR own[NV];
-        UNROLL for (int v = 0; v < NV; v++) own[v] = V_(load)(g + order[lane] * TILE + v * WIDEST);
-        const uint8_t *c = column + lane;
-        for (int s = 0; s < steps; s += 4, c += 4 * SLICE) {
-            const int left = steps - s;
-            const float *x0 = x + c[0] * TILE;
-            const float *x1 = left > 1 ? x + c[SLICE] * TILE : x0;
-            const float *x2 = left > 2 ? x + c[2 * SLICE] * TILE : x0;
-            const float *x3 = left > 3 ? x + c[3 * SLICE] * TILE : x0;
-            VECTOR a0 = own[0] * V_(load)(x0), a1 = own[0] * V_(load)(x1);
-            VECTOR a2 = own[0] * V_(load)(x2), a3 = own[0] * V_(load)(x3);
-            UNROLL for (int v = 1; v < NV; v++) {
-                a0 += own[v] * V_(load)(x0 + v * WIDEST);
-                a1 += own[v] * V_(load)(x1 + v * WIDEST);
-                a2 += own[v] * V_(load)(x2 + v * WIDEST);
-                a3 += own[v] * V_(load)(x3 + v * WIDEST);
-            }
-            store4(sums + s, load4(sums + s) + V_(sums)(a0, a1, a2, a3));
+    VECTOR own[NV];
+    UNROLL for (int v = 0; v < NV; v++) own[v] = V_(load)(g + v * WIDEST);
+    for (int s = 0; s < steps; s += 4) {
+        const float *x0 = x + at[s], *x1 = x + at[s + 1], *x2 = x + at[s + 2], *x3 = x + at[s + 3];
+        VECTOR a0 = own[0] * V_(load)(x0), a1 = own[0] * V_(load)(x1);
+        VECTOR a2 = own[0] * V_(load)(x2), a3 = own[0] * V_(load)(x3);
+        UNROLL for (int v = 1; v < NV; v++) {
+            a0 += own[v] * V_(load)(x0 + v * WIDEST);
+            a1 += own[v] * V_(load)(x1 + v * WIDEST);
+            a2 += own[v] * V_(load)(x2 + v * WIDEST);
+            a3 += own[v] * V_(load)(x3 + v * WIDEST);
         }
+        store4(sums + s, load4(sums + s) + V_(sums)(a0, a1, a2, a3));
     }
 }
+
+/* Ask for one feature of a tile, near (3) or less near (2); an address that does not exist does no harm. */
+#define fetch(feature, level)                                                                                          \
+    do {                                                                                                               \
+        for (int b_ = 0; b_ < TILE; b_ += 16) __builtin_prefetch((feature) + b_, 0, level);                            \
+    } while (0)
 
 typedef struct {
     const SparseMatrix *m;
@@ -61,43 +55,64 @@ typedef struct {
     int64_t tiles, row_stride, col_stride;
 } Gradient;
 
-/* The entries of one chunk and block. sums: scratch for all of them. */
-static void unit(const Gradient *p, int64_t chunk, int64_t block, float *sums)
+/* A thread's scratch for one unit, its entries row by row, each row filled up to a multiple of 4. */
+typedef struct {
+    float sums[CHUNK * BLOCK];
+    uint16_t at[CHUNK * BLOCK];
+} Scratch;
+
+static int fill_up(int steps) { return (steps + 3) / 4 * 4; }
+
+/* The entries of one chunk and block. */
+static void unit(const Gradient *p, int64_t chunk, int64_t block, Scratch *scratch)
 {
     const SparseMatrix *m = p->m;
     const int64_t blocks = ceil_div(m->cols, BLOCK), first = m->first_row[chunk], k0 = block * BLOCK;
     const int rows = (int)(m->first_row[chunk + 1] - first), slices = (int)ceil_div(rows, SLICE);
     const uint16_t *length = m->length + first / SLICE * blocks;
-    int64_t begin = m->first_step[chunk], size = 0;
+    int64_t begin = m->first_step[chunk];
     for (int64_t i = 0; i < block * slices; i++) begin += length[i];
     length += block * slices;
     const uint8_t *order = m->order + (first / SLICE * blocks + block * slices) * SLICE;
     const uint8_t *column = m->column + begin * SLICE;
     const float *value = m->value + begin * SLICE;
-    for (int s = 0; s < slices; s++) size += (length[s] + 3) / 4 * 4 * SLICE;
-    memset(sums, 0, size * sizeof(float));
+
+    int64_t size = 0;
+    const uint8_t *c = column;
+    for (int s = 0; s < slices; c += length[s++] * SLICE)
+        for (int lane = 0; lane < SLICE; lane++, size += fill_up(length[s])) {
+            uint16_t *at = scratch->at + size;
+            for (int i = 0; i < length[s]; i++) at[i] = (uint16_t)(c[i * SLICE + lane] * TILE);
+            for (int i = length[s]; i < fill_up(length[s]); i++) at[i] = 0;
+        }
+    const int share = (int)ceil_div(BLOCK, slices * SLICE);   /* of the next tile's columns, for each row */
+    memset(scratch->sums, 0, size * sizeof(float));
     for (int64_t tile = 0; tile < p->tiles; tile++) {
         const float *g = p->g + (tile * m->rows + first) * TILE, *x = p->x + (tile * m->cols + k0) * TILE;
-        const uint8_t *c = column;
-        float *to = sums;
-        for (int s = 0; s < slices && length[s]; s++) {
-            slice_dots(length[s], order + s * SLICE, rows, c, g, x, to);
-            c += length[s] * SLICE;
-            to += (length[s] + 3) / 4 * 4 * SLICE;
+        int64_t i = 0;
+        for (int n = 0; n < slices * SLICE && length[n / SLICE]; n++) {
+            const int steps = fill_up(length[n / SLICE]);
+            /* The rows come in no order that the processor could foresee, nor does the next tile. */
+            fetch(g + order[n + 1 < slices * SLICE ? n + 1 : n] * TILE, 3);
+            fetch(g + (m->rows + n) * TILE, 2);
+            for (int j = n * share; j < (n + 1) * share; j++) fetch(x + (m->cols + j) * TILE, 2);
+            if (order[n] < rows) row_dots(steps, scratch->at + i, g + order[n] * TILE, x, scratch->sums + i);
+            i += steps;
         }
     }
-    for (int s = 0; s < slices; s++)
-        for (int lane = 0; lane < SLICE; lane++) {
-            float *row = p->D + (first + order[s * SLICE + lane]) * p->row_stride + k0 * p->col_stride;
-            const int n = length[s];
-            for (int i = 0; i < n; i++)   /* a value of 0 is padding */
-                if (value[i * SLICE + lane] != 0) row[column[i * SLICE + lane] * p->col_stride] = sums[i];
-            sums += (n + 3) / 4 * 4;
-            if (lane == SLICE - 1) {
-                value += n * SLICE;
-                column += n * SLICE;
+    const float *sums = scratch->sums;
+    for (int s = 0; s < slices; s++) {
+        const int n = length[s];
+        for (int lane = 0; lane < SLICE; lane++, sums += fill_up(n)) {
+            const int64_t r = first + order[s * SLICE + lane];
+            for (int i = 0; i < n; i++) {
+                if (value[i * SLICE + lane] == 0) continue;   /* padding */
+                p->D[r * p->row_stride + (k0 + column[i * SLICE + lane]) * p->col_stride] = sums[i];
             }
         }
+        value += n * SLICE;
+        column += n * SLICE;
+    }
 }
 
 /* G [tokens][rows], X [tokens][cols]. D: entry (r, k) at D[r * row_stride + k * col_stride]; entries that the matrix
@@ -123,12 +138,12 @@ int EXPORT(autosparse_gradient)(const SparseMatrix *m, const float *G, const flo
             nonfinite |= !load_tokens(G + t * m->rows, m->rows, left, m->rows, TILE, g + t * m->rows);
             nonfinite |= !load_tokens(X + t * m->cols, m->cols, left, m->cols, TILE, x + t * m->cols);
         }
-        float *sums = malloc((CHUNK * (BLOCK + 4)) * sizeof(float));
-        failed |= !sums;
+        Scratch *scratch = malloc(sizeof *scratch);
+        failed |= !scratch;
         #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < units; i++)
-            if (sums) unit(&p, i / blocks, i % blocks, sums);
-        free(sums);
+            if (scratch) unit(&p, i / blocks, i % blocks, scratch);
+        free(scratch);
     }
     free(memory);
     return failed ? -1 : nonfinite;
