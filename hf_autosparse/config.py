@@ -170,8 +170,8 @@ class AutoSparseConfig:
                 )
         if self.compute != "dense" and method.deployed is not Sparsifier.deployed:
             raise ValueError(
-                f"AutoSparseConfig.compute = {self.compute!r} has no effect on method {self.method!r}, which trains with"
-                " a soft mask and so without zeros: leave it out"
+                f"AutoSparseConfig.compute = {self.compute!r} has no effect on method {self.method!r}, which trains"
+                " with a soft mask and so without zeros: leave it out"
             )
         if "target_sparsity" in method.reads and self.target_sparsity is None:
             raise ValueError(
