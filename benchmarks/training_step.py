@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import time
 from unittest import mock
 
 import torch
@@ -72,8 +73,12 @@ def main() -> None:
     parser.add_argument("--compute", action="store_true", help="sparse products instead of thresholding")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of all contestants (default: 15)")
     parser.add_argument("--sentences", type=int, nargs="+", help="batch sizes (default: 32 and 8)")
+    parser.add_argument("--cpu-time", action="store_true", help="measure the processor's time: for a busy machine")
     parser.add_argument("--quick", action="store_true", help="a part of it, under a minute; writes nothing")
     args = parser.parse_args()
+    if args.cpu_time and args.threads > 1:
+        parser.error("--cpu-time adds up the threads: use --threads 1")
+    clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     where = device()
     print(where)
@@ -86,7 +91,7 @@ def main() -> None:
     for sentences in sizes:
         ids = torch.randint(2, VOCABULARY, (sentences, TOKENS), generator=torch.Generator().manual_seed(0))
         calls = computing(dense, ids) if args.compute else thresholding(dense, ids)
-        figures = summary(interleaved(calls, rounds, 0), "dense")
+        figures = summary(interleaved(calls, rounds, 0, clock), "dense")
         print(f"\n{sentences} sentences of {TOKENS} tokens on each side")
         print("| step | seconds | time / dense | quartiles | dense / time |")
         print("|---|---|---|---|---|")
@@ -99,7 +104,7 @@ def main() -> None:
         results.append({"sentences": sentences, "tokens": TOKENS} | figures)
     if not args.quick:
         name = "training_compute" if args.compute else "training_step"
-        write(name, where, {"vocabulary": VOCABULARY, "rounds": rounds}, results)
+        write(name, where, {"vocabulary": VOCABULARY, "rounds": rounds, "clock": clock.__name__}, results)
 
 
 if __name__ == "__main__":
