@@ -28,10 +28,16 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def interleaved(actions: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    actions: dict[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each action in every round, all run in turns; the order is reversed from round to round.
 
-    `rounds` and `seconds` long at least, after one round that does not count.
+    `rounds` and `seconds` long at least, after one round that does not count. `clock`: `time.process_time` for one
+    thread on a machine that has other work to do.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
     order = list(actions)
@@ -40,9 +46,9 @@ def interleaved(actions: dict[str, Callable[[], object]], rounds: int, seconds: 
     start = time.perf_counter()
     while len(times[order[0]]) < rounds or time.perf_counter() - start < seconds:
         for name in order:
-            begin = time.perf_counter()
+            begin = clock()
             actions[name]()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
         order.reverse()
     return times
 

@@ -56,6 +56,9 @@ class AutoSparseConfig:
         first_last: "modules": the first and the last layer stay dense; "blocks": also all of the first and the last
             block (the other reading of the paper's "first and last layers"); "none". "fixed_mask" has no such layers.
         max_layer_sparsity: a layer that passes this is reported by name and held there.
+        compute: the products of training on the CPU. "dense"; "sparse": Linear and Conv1D layers with at least 30 %
+            zeros skip them, and compute the weight gradient only where the method needs it; "auto": where that was
+            measured faster on this machine (docs/speed.md). Results differ by rounding.
 
     Raises:
         ValueError: a field's value is not allowed, or the method would not read a field that was set; the message
@@ -83,6 +86,7 @@ class AutoSparseConfig:
     dense_modules: list[str] = field(default_factory=list)
     first_last: str = "modules"
     max_layer_sparsity: float = 0.99
+    compute: str = "dense"
 
     def __post_init__(self) -> None:
         self._check(check_choice, "method", available_methods())
@@ -106,6 +110,7 @@ class AutoSparseConfig:
         self._check_patterns("dense_modules")
         self._check(check_choice, "first_last", ["modules", "blocks", "none"])
         self._check(check_number, "max_layer_sparsity", 0, 1, low_open=True, high_open=True)
+        self._check(check_choice, "compute", ["dense", "sparse", "auto"])
         self._apply_method()
         self._check_target()
 
@@ -174,6 +179,11 @@ class AutoSparseConfig:
                     f"AutoSparseConfig.{name} = {getattr(self, name)!r} has no effect on method {self.method!r}: leave"
                     f" it out, or use one of {', '.join(readers)}"
                 )
+        if self.compute != "dense" and method.deployed is not Sparsifier.deployed:
+            raise ValueError(
+                f"AutoSparseConfig.compute = {self.compute!r} has no effect on method {self.method!r}, which trains"
+                " with a soft mask and so without zeros: leave it out"
+            )
         if "sparsity_distribution" in method.reads and self.target_sparsity is None:
             raise ValueError(
                 f"AutoSparseConfig.target_sparsity = None, but method {self.method!r} keeps a fixed budget: give the"

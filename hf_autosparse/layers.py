@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import sparse_product
 from .methods import Sparsifier
 
 
@@ -41,23 +42,44 @@ class SparseLayer:
     def forward(self, input: Tensor) -> Tensor:
         weight = self.current_weight()
         if not (self.training and self.folded is None and torch.is_grad_enabled()):
-            return self.product(input, weight, self.bias)
+            return self._multiply(input, weight, self.bias)
         learned_from = self.sparsifier.backward_input(input)
         if learned_from is None:
-            return self.product(input, weight, self.bias)
+            return self._multiply(input, weight, self.bias)
         # Adds exactly 0, and to the weight the gradient that it would have if `learned_from` had been the input.
-        output = self.product(input, weight.detach(), self.bias)
-        shadow = self.product(learned_from.detach(), weight, None)
+        output = self._multiply(input, weight.detach(), self.bias)
+        shadow = self._multiply(learned_from.detach(), weight, None)
         return output + (shadow - shadow.detach())
+
+    def _multiply(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.training and self.folded is None and self.sparsifier.config.compute != "dense":
+            output = self.sparse_product(input, weight, bias)
+            if output is not None:
+                return output
+        return self.product(input, weight, bias)
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The dense layer's forward with this weight."""
         raise NotImplementedError
 
+    def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The same in training with the weight's zeros skipped; None where the layer or this call has to be dense."""
+        return None
+
+    def drop_sparse_forms(self) -> None:
+        """Forget what `sparse_product` derived from the weight; it is made again when needed."""
+        self.__dict__.pop("_sparse_forms", None)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_sparse_forms"}
+
 
 class SparseLinear(SparseLayer, nn.Linear):
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)
+
+    def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        return sparse_product.linear(self, input, weight, bias)
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
@@ -91,5 +113,6 @@ def swap_in(module: nn.Module, sparsifier: Sparsifier) -> None:
 def swap_out(layer: SparseLayer) -> None:
     """Undo `swap_in`; the weight is left as it is."""
     del layer.sparsifier
+    layer.drop_sparse_forms()
     layer.__dict__.pop("folded", None)
     layer.__class__ = type(layer).__mro__[2]  # (sparse class, SparseLayer, dense class, ...)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from . import sparse_product
 from .layers import SparseLayer
 
 
@@ -14,3 +15,6 @@ class SparseConv1D(SparseLayer, Conv1D):
         flat = input.view(-1, input.size(-1))
         flat = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
         return flat.view(*input.shape[:-1], self.nf)
+
+    def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        return sparse_product.linear(self, input, weight, bias)

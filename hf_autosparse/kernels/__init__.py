@@ -1,4 +1,4 @@
-"""Kernels for the sparse product of inference and the soft threshold of training: C for the CPU, Triton for a GPU.
+"""Kernels for the sparse products and the soft threshold of training: C for the CPU, Triton for a GPU.
 
 `gpu` chooses those in Triton; the rest of this file is about C. The sources in csrc/ are compiled when the package is
 installed, else at first use into the user's cache; where neither works, callers take the plain torch route, and the log
@@ -109,4 +109,6 @@ def _computes(candidate: Library) -> bool:
         product, expected = matrix.product(x[:tokens]), x[:tokens] @ sparse.T
         if product is None or not torch.allclose(product, expected, rtol=1e-4, atol=1e-4):
             return False
-    return True
+    grad, found = torch.randn(61, 70, generator=generator), torch.zeros(70, 300)
+    clean = matrix.gradient(grad, x, found)
+    return clean and torch.allclose(found, (grad.T @ x) * (sparse != 0), rtol=1e-4, atol=1e-4)

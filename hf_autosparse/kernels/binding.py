@@ -14,11 +14,12 @@ from .build import BuildError, build, compiler, compiler_key, instruction_sets, 
 _PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _INT, _INT]),
+    "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
     "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
     "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
 }
 _PLAN = (_LONG, [_PTR, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR])
-_FILL = (None, [_PTR, _PTR, _LONG, _LONG, _INT])
+_FILL = (_INT, [_PTR, _PTR, _LONG, _LONG, _INT])
 
 _forked = False
 
@@ -32,6 +33,7 @@ class Library:
     plan: ctypes._CFuncPtr
     fill: ctypes._CFuncPtr
     matmul: ctypes._CFuncPtr
+    gradient: ctypes._CFuncPtr
     forward: ctypes._CFuncPtr
     backward: ctypes._CFuncPtr
 

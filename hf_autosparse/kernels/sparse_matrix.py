@@ -52,8 +52,9 @@ class SparseMatrix:
         self.arrays = arrays  # keeps the memory that the struct points to
         self._struct = _Struct(rows, cols, chunks, *(arrays[name].data_ptr() for name in _ARRAYS))
         self._pointer = ctypes.addressof(self._struct)
-        self._matmul = library.matmul
-        library.fill(self._pointer, *source, threads())
+        self._matmul, self._gradient = library.matmul, library.gradient
+        if library.fill(self._pointer, *source, threads()) < 0:
+            raise MemoryError(f"no memory to transpose a part of a {rows} x {cols} weight")
 
     @property
     def bytes(self) -> int:
@@ -88,6 +89,27 @@ class SparseMatrix:
         y = torch.empty(images, self.rows, pixels)
         clean = [self._run(x[i], y[i], pixels, bias, 1) for i in range(images)]
         return y if all(clean) else None
+
+    def gradient(self, grad: Tensor, x: Tensor, out: Tensor) -> bool:
+        """The weight's gradient `grad^T x` where this matrix has entries: written into `out`, whose others stay.
+
+        The same to the bit for any number of threads.
+
+        Args:
+            grad: (..., rows), the gradient of the product; float32, on the CPU, contiguous, not empty.
+            x: (..., cols), what was multiplied; as many tokens, likewise.
+            out: (rows, cols), float32, on the CPU, any strides.
+
+        Returns:
+            False where a gradient or an activation is infinite or NaN: `out` is undefined then, and the dense product
+            is to be taken.
+        """
+        tokens = x.numel() // self.cols
+        pointers = (self._pointer, grad.data_ptr(), x.data_ptr(), out.data_ptr())
+        status = self._gradient(*pointers, *out.stride(), tokens, threads())
+        if status < 0:
+            raise MemoryError(f"no memory to transpose {tokens} x {self.rows + self.cols} numbers")
+        return status == 0
 
     def _run(self, x: Tensor, y: Tensor, tokens: int, bias: Tensor | None, pixels: int) -> bool:
         bias_pointer = None if bias is None else bias.data_ptr()

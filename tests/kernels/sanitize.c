@@ -14,8 +14,9 @@
 
 int64_t autosparse_plan(const float *, int64_t, int64_t, int64_t, int64_t, int, uint16_t *, int64_t *, int64_t *,
                         int64_t *, uint16_t *, uint8_t *);
-void autosparse_fill(const SparseMatrix *, const float *, int64_t, int64_t, int);
+int autosparse_fill(const SparseMatrix *, const float *, int64_t, int64_t, int);
 int CALL(matmul)(const SparseMatrix *, const float *, float *, int64_t, const float *, int, int);
+int CALL(gradient)(const SparseMatrix *, const float *, const float *, float *, int64_t, int64_t, int64_t, int);
 void CALL(forward)(const float *, const float *, float *, int64_t, int64_t, int, int);
 int CALL(backward)(const float *, const float *, const float *, float, float *, float *, int64_t, int64_t, int, int);
 
@@ -43,6 +44,28 @@ static void expect(int ok, const char *what, int64_t a, int64_t b, int64_t c)
     exit(1);
 }
 
+/* w is what m was made of; the result is written transposed in every other case. */
+static void check_gradient(const SparseMatrix *m, const float *w, int64_t n, int threads)
+{
+    const int64_t rows = m->rows, cols = m->cols, flipped = n % 2;
+    float *g = noise(n * rows), *x = noise(n * cols), *d = array(rows * cols, sizeof(float));
+    const int64_t row_stride = flipped ? 1 : cols, col_stride = flipped ? rows : 1;
+    expect(CALL(gradient)(m, g, x, d, row_stride, col_stride, n, threads) == 0, "status", rows, cols, n);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < cols; k++) {
+            double sum = 0, size = 0;
+            for (int64_t t = 0; t < n && w[r * cols + k] != 0; t++) {
+                const double term = (double)g[t * rows + r] * x[t * cols + k];
+                sum += term;
+                size += fabs(term);
+            }
+            expect(fabs(d[r * row_stride + k * col_stride] - sum) <= 1e-6 * size, "gradient", rows, cols, n);
+        }
+    x[n * cols - 1] = NAN;
+    expect(CALL(gradient)(m, g, x, d, cols, 1, n, threads) == 1, "non-finite", rows, cols, n);
+    free(g), free(x), free(d);
+}
+
 static void check_product(int64_t rows, int64_t cols, float sparsity, int threads)
 {
     const int64_t blocks = ceil_div(cols, BLOCK), slices = ceil_div(rows, SLICE);
@@ -57,7 +80,20 @@ static void check_product(int64_t rows, int64_t cols, float sparsity, int thread
     m.chunks = autosparse_plan(w, cols, 1, rows, cols, threads, count, work, first_row, first_step, length, order);
     m.value = array(first_step[m.chunks] * SLICE, sizeof(float));
     m.column = array(first_step[m.chunks] * SLICE, 1);
-    autosparse_fill(&m, w, cols, 1, threads);
+    expect(autosparse_fill(&m, w, cols, 1, threads) == 0, "status", rows, cols, 0);
+    float *flipped = array(rows * cols, sizeof(float));
+    for (int64_t i = 0; i < rows * cols; i++) flipped[i % cols * rows + i / cols] = w[i];
+    SparseMatrix again = m;
+    again.value = array(first_step[m.chunks] * SLICE, sizeof(float));
+    again.column = array(first_step[m.chunks] * SLICE, 1);
+    expect(autosparse_plan(flipped, 1, rows, rows, cols, threads, count, work, first_row, first_step, length, order) ==
+           m.chunks, "chunks", rows, cols, 0);
+    expect(autosparse_fill(&again, flipped, 1, rows, threads) == 0, "status", rows, cols, 0);
+    expect(!memcmp(m.value, again.value, first_step[m.chunks] * SLICE * sizeof(float)), "transposed", rows, cols, 0);
+    expect(!memcmp(m.column, again.column, first_step[m.chunks] * SLICE), "transposed", rows, cols, 0);
+    free(flipped), free((void *)again.value), free((void *)again.column);
+    static const int64_t trained[] = {1, 31, 70};
+    for (int i = 0; i < 3; i++) check_gradient(&m, w, trained[i], threads);
 
     static const int64_t tokens[] = {1, 2, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 32, 49, 70};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)

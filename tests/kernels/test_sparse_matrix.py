@@ -62,6 +62,14 @@ def test_strides_of_the_weight_and_leading_dimensions_of_the_activations(library
     x = torch.randn(2, 10, 96)
     result = kernels.SparseMatrix(weight, library).product(x)
     torch.testing.assert_close(result, x @ weight.T)
+    for rows, cols in SHAPES:  # packed alike, whatever the strides
+        weight, strided = weight_of(rows, cols, 0.7), torch.zeros(rows, 2 * cols)[:, ::2]
+        strided.copy_(weight)
+        plain = kernels.SparseMatrix(weight, library).arrays
+        for other in (weight.T.contiguous().T, strided):
+            again = kernels.SparseMatrix(other, library).arrays
+            assert all(torch.equal(plain[name], again[name]) for name in ("order", "length", "value", "column"))
+    weight = weight_of(40, 96, 0.8)
     assert torch.equal(kernels.SparseMatrix(transposed, library).product(x), result)
     torch.testing.assert_close(kernels.SparseMatrix(weight, library).product(x[1, 4]), result[1, 4])
 
@@ -76,6 +84,52 @@ def test_the_same_bits_for_any_number_of_threads_and_every_time(library, monkeyp
         for threads in (1, 2, 3, 7):
             monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
             assert torch.equal(kernels.SparseMatrix(weight, library).product(x, bias), expected)
+
+
+def test_the_gradient_by_hand(library):
+    matrix = kernels.SparseMatrix(torch.tensor([[5.0, 0.0, -5.0], [0.0, 0.0, 5.0]]), library)
+    grad, x = torch.tensor([[1.0, 10.0], [2.0, 20.0]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    out = torch.full((2, 3), 7.0)
+    assert matrix.gradient(grad, x, out)
+    assert out.tolist() == [[9, 7, 15], [7, 7, 150]]  # 7: no entry, not written
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_gradient_of_any_shape_sparsity_and_number_of_tokens(shape, library, monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    for sparsity in (0.0, 0.5, 0.9, 1.0):
+        weight = weight_of(*shape, sparsity)
+        weight[: shape[0] // 3] = 0  # rows without entries
+        matrix = kernels.SparseMatrix(weight, library)
+        for tokens in (1, 2, 4, 31, 32, 33, 63, 64, 65, 200):
+            grad = torch.randn(tokens, shape[0], generator=generator)
+            x = torch.randn(tokens, shape[1], generator=generator)
+            results = []
+            for threads in (1, 2, 3):
+                monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+                transposed = threads == 2  # as Conv1D holds its weight
+                out = torch.zeros(shape[::-1]).T if transposed else torch.zeros(shape)
+                assert matrix.gradient(grad, x, out)
+                results.append(out)
+            assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+            expected = (grad.double().T @ x.double()) * (weight != 0)
+            magnitude = (grad.abs().T @ x.abs()) * (weight != 0)
+            assert ((results[0] - expected).abs() <= 4 * torch.finfo(torch.float32).eps * magnitude).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_is_reported(bad, library, monkeypatch):
+    matrix = kernels.SparseMatrix(weight_of(300, 515, 0.95), library)
+    for tokens in (1, 3, 70, 130):
+        for threads in (1, 2):
+            monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+            grad, x = torch.randn(tokens, 300), torch.randn(tokens, 515)
+            assert matrix.gradient(grad, x, torch.zeros(300, 515))
+            spoilt = grad.clone()
+            spoilt[-1, -1] = bad
+            assert not matrix.gradient(spoilt, x, torch.zeros(300, 515))
+            x[tokens // 2, 0] = bad
+            assert not matrix.gradient(grad, x, torch.zeros(300, 515))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -39,6 +39,21 @@ INLINE v4 load_quad4(const float *p) { return load4(p); }
 #define lane4(q, i) splat4((q)[i])
 #endif
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t i4 __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+/* sums: the sum over the lanes of each of four vectors. */
+INLINE v4 sums4(v4 a, v4 b, v4 c, v4 d)
+{
+    const v4 ab = SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7);
+    const v4 cd = SHUFFLE(c, d, 0, 4, 1, 5) + SHUFFLE(c, d, 2, 6, 3, 7);
+    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
 #if defined(__AVX2__)
 typedef float v8 __attribute__((vector_size(32)));
 INLINE v8 load8(const float *p) { v8 v; memcpy(&v, p, sizeof v); return v; }
@@ -46,6 +61,12 @@ INLINE void store8(float *p, v8 v) { memcpy(p, &v, sizeof v); }
 INLINE v8 splat8(float x) { return (v8)_mm256_set1_ps(x); }
 INLINE v8 load_quad8(const float *p) { return (v8)_mm256_broadcast_ps((const __m128 *)p); }
 #define lane8(q, i) ((v8)_mm256_permute_ps((__m256)(q), (i) * 0x55))
+INLINE v4 sums8(v8 a, v8 b, v8 c, v8 d)
+{
+    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b), cd = _mm256_hadd_ps((__m256)c, (__m256)d);
+    const __m256 both = _mm256_hadd_ps(ab, cd);
+    return (v4)_mm256_castps256_ps128(both) + (v4)_mm256_extractf128_ps(both, 1);
+}
 #endif
 
 #if defined(__AVX512F__)
@@ -55,6 +76,8 @@ INLINE void store16(float *p, v16 v) { memcpy(p, &v, sizeof v); }
 INLINE v16 splat16(float x) { return (v16)_mm512_set1_ps(x); }
 INLINE v16 load_quad16(const float *p) { return (v16)_mm512_broadcast_f32x4((__m128)load4(p)); }
 #define lane16(q, i) ((v16)_mm512_permute_ps((__m512)(q), (i) * 0x55))
+INLINE v8 halves16(v16 a) { return (v8)_mm512_castps512_ps256((__m512)a) + (v8)_mm512_extractf32x8_ps((__m512)a, 1); }
+INLINE v4 sums16(v16 a, v16 b, v16 c, v16 d) { return sums8(halves16(a), halves16(b), halves16(c), halves16(d)); }
 #endif
 
 #if defined(__AVX512F__)
