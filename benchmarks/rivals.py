@@ -248,7 +248,7 @@ def prepared(rivals: dict[str, Rival], weights: list[Tensor], x: Tensor) -> tupl
     """Those that are there, each checked against the dense product, and for each other the reason.
 
     Raises:
-        AssertionError: one that computes something else. int8 and bfloat16 may be wrong by 3 % of the largest product.
+        AssertionError: one that computes something else. int8 and bfloat16 may be wrong by 5 % of the largest product.
     """
     calls, missing = {}, {}
     for name, rival in rivals.items():
@@ -262,5 +262,5 @@ def prepared(rivals: dict[str, Rival], weights: list[Tensor], x: Tensor) -> tupl
     for name, call in calls.items():
         for y, right in zip(call(), expected, strict=True):
             error = (torch.as_tensor(y) - right).abs().max() / right.abs().max()
-            assert error < (0.03 if "int8" in name or "bf16" in name else 1e-4), f"{name} is wrong by {error:.2e}"
+            assert error < (0.05 if "int8" in name or "bf16" in name else 1e-4), f"{name} is wrong by {error:.2e}"
     return calls, missing
