@@ -16,30 +16,31 @@ from __future__ import annotations
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MOST_TOKENS = 64  # of one call; beyond, the float32 product is taken
+_MOST_SEQUENCES = 64  # of one call; beyond, the float32 product is taken
 _MOST_CANDIDATES = 0.1  # of all logits; beyond, int8 hardly tells the tokens apart
 _ROUNDING = 1e-5  # of |x| |q|: what float32 sums may be wrong by, with a margin
 
 
 class ScreenedOutput(nn.Linear):
-    """An output layer of which the largest logits are float32's, up to rounding, and the others int8's."""
+    """An output layer of which the `top` largest logits are float32's, up to rounding; the others may be int8's.
+
+    For one position of each sequence: input (sequences, 1, in_features) gives (sequences, 1, out_features).
+    """
 
     top: int
 
     def forward(self, input: Tensor) -> Tensor:
-        tokens = input.numel() // max(1, input.shape[-1]) if input.dim() else 0
-        if not 0 < tokens <= _MOST_TOKENS or input.shape[-1] != self.in_features or not self._may(input):
+        if input.dim() != 3 or input.shape[1] != 1 or not 0 < len(input) <= _MOST_SEQUENCES or not self._may(input):
             return super().forward(input)
-        x = input.reshape(tokens, self.in_features)
-        logits = self._screened(x)
-        return super().forward(input) if logits is None else logits.view(*input.shape[:-1], self.out_features)
+        logits = self._screened(input[:, 0])
+        return super().forward(input) if logits is None else logits[:, None]
 
     def _may(self, input: Tensor) -> bool:
         gradients = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
         plain = all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in (input, self.weight, self.bias))
+        plain = plain and input.shape[-1] == self.in_features  # the dense layer has the message
         return plain and not (gradients or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
     def _screened(self, x: Tensor) -> Tensor | None:
@@ -116,6 +117,10 @@ def _packed(weight: Tensor, scale: Tensor, bias: Tensor | None):
         torch.backends.quantized.engine = engine
 
 
+def _engines() -> list[str]:
+    return torch.backends.quantized.supported_engines
+
+
 def screen_output(model: nn.Module, top: int = 4) -> nn.Module:
     """Make the output layer of a model that generates faster on the CPU, in place, and return the model.
 
@@ -148,7 +153,7 @@ def screen_output(model: nn.Module, top: int = 4) -> nn.Module:
         raise ValueError(f"the output layer is a {type(layer).__name__}: only a plain nn.Linear can be screened")
     if layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu":
         raise ValueError(f"the output layer is {layer.weight.dtype} on {layer.weight.device}: use float32 on the CPU")
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
+    if "fbgemm" not in _engines():
         raise RuntimeError("this build of torch has no fbgemm, the int8 product for x86 processors with AVX2")
     layer.__class__ = ScreenedOutput
     layer.top, layer.__dict__["_model"] = top, (model,)
