@@ -124,7 +124,9 @@ def write(name: str, where: dict[str, object], settings: dict[str, object], resu
     RESULTS.mkdir(exist_ok=True)
     path = path_of(name, where["threads"])
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({"device": where, "settings": settings, "results": _rounded(results)}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in _rounded(results))  # a result a line
+    head = json.dumps({"device": where, "settings": settings}, indent=1).removesuffix("\n}")
+    draft.write_text(f'{head},\n "results": [\n{lines}\n]\n}}\n')
     os.replace(draft, path)
     print(f"wrote {path}")
 
