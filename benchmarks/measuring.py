@@ -76,10 +76,12 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "mkl", "onnx", "onnxruntime", "openvino")
+
+
 def device() -> dict[str, object]:
-    """What the figures depend on."""
+    """What the figures depend on. A package's version is None where it is not installed."""
     library = kernels.library()
-    packages = ("torch", "transformers", "scipy", "numpy")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -88,7 +90,7 @@ def device() -> dict[str, object]:
         "kernels": library.isa if library is not None else kernels.status(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: _version(name) for name in PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load_before": os.getloadavg()[0],
     }
@@ -101,12 +103,36 @@ def _version(name: str) -> str | None:
         return None
 
 
+def path_of(name: str, threads: int) -> Path:
+    return RESULTS / f"{name}_{threads}_threads.json"
+
+
+def earlier(name: str, where: dict[str, object], settings: dict[str, object]) -> list[dict[str, object]]:
+    """The results of an earlier run that stopped half-way, to be gone on with; none where there is no file.
+
+    Raises:
+        SystemExit: they come from another machine, other versions or settings.
+    """
+    path = path_of(name, where["threads"])
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    past, passing = content["device"], ("date", "load_before")
+    differing = [key for key in where if key not in passing and past.get(key) != where[key]]
+    differing += [key for key in settings if content["settings"].get(key) != settings[key]]
+    if differing:
+        raise SystemExit(f"{path} was measured with other {', '.join(differing)}: remove it to start afresh")
+    return content["results"]
+
+
 def write(name: str, where: dict[str, object], settings: dict[str, object], results: list[dict[str, object]]) -> None:
     """benchmarks/results/NAME.json, in one step."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{where['threads']}_threads.json"
+    path = path_of(name, where["threads"])
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({"device": where, "settings": settings, "results": _rounded(results)}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in _rounded(results))  # a result a line
+    head = json.dumps({"device": where, "settings": settings}, indent=1).removesuffix("\n}")
+    draft.write_text(f'{head},\n "results": [\n{lines}\n]\n}}\n')
     os.replace(draft, path)
     print(f"wrote {path}")
 

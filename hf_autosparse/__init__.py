@@ -9,6 +9,7 @@ from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify,
 
 if TYPE_CHECKING:
     from .callbacks import AutoSparseCallback
+    from .decoding import screen_output
     from .flop_counter import FlopsReport, flops
     from .hub import push_to_hub
     from .inference import InferenceReport, inference_report, to_inference
@@ -33,6 +34,7 @@ _LAZY = {
     "to_inference": "inference",
     "pack": "packed",
     "push_to_hub": "hub",
+    "screen_output": "decoding",
     "unpack": "packed",
     "SparsityReport": "report",
     "sparsity_report": "report",
@@ -55,6 +57,7 @@ __all__ = [
     "layer_sparsity",
     "pack",
     "push_to_hub",
+    "screen_output",
     "sparse_layers",
     "sparsify",
     "sparsity",

@@ -35,6 +35,7 @@ LEVELS = {
     "inference_layers": 2,
     "inference_conv1d": 3,
     "crossover": 3,
+    "decoding": 0,
     "inference": 5,
     "selection": 3,
     "sparsify": 4,
