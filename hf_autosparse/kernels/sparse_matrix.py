@@ -107,6 +107,8 @@ class SparseMatrix:
             False where a gradient or an activation is infinite or NaN: `out` is undefined then, and the dense product
             is to be taken.
         """
+        if "value" not in self.arrays:
+            raise ValueError("a matrix with values = torch.bfloat16 has no gradient: build it with torch.float32")
         tokens = x.numel() // self.cols
         pointers = (self._pointer, grad.data_ptr(), x.data_ptr(), out.data_ptr())
         status = self._gradient(*pointers, *out.stride(), tokens, threads())
