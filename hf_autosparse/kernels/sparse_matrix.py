@@ -10,7 +10,7 @@ from torch import Tensor
 from .binding import Library, threads
 
 _BLOCK, _SLICE = 256, 4  # as in csrc/sparse_matrix.h
-_ARRAYS = ("first_row", "first_step", "length", "order", "value", "column")
+_ARRAYS = ("first_row", "first_step", "length", "order", "value", "half", "column")
 
 
 class _Struct(ctypes.Structure):
@@ -28,9 +28,11 @@ class SparseMatrix:
     Args:
         weight: (rows, cols), float32, on the CPU, any strides, at least one row and one column. It is copied.
         library: from `hf_autosparse.kernels.library()`.
+        values: torch.float32, or torch.bfloat16: the non-zeros are rounded to it and take 3 bytes with their column
+            instead of 5; activations, sums and results stay float32.
     """
 
-    def __init__(self, weight: Tensor, library: Library):
+    def __init__(self, weight: Tensor, library: Library, values: torch.dtype = torch.float32):
         rows, cols = weight.shape
         blocks, slices = -(-cols // _BLOCK), -(-rows // _SLICE)
         count = torch.empty(blocks * rows, dtype=torch.int16)
@@ -46,11 +48,12 @@ class SparseMatrix:
             *source, rows, cols, threads(), *(array.data_ptr() for array in (count, work, *arrays.values()))
         )
         steps = int(arrays["first_step"][chunks])
-        arrays["value"] = torch.zeros(steps * _SLICE, dtype=torch.float32)
+        arrays["half" if values is torch.bfloat16 else "value"] = torch.zeros(steps * _SLICE, dtype=values)
         arrays["column"] = torch.zeros(steps * _SLICE, dtype=torch.uint8)
         self.rows, self.cols = rows, cols
         self.arrays = arrays  # keeps the memory that the struct points to
-        self._struct = _Struct(rows, cols, chunks, *(arrays[name].data_ptr() for name in _ARRAYS))
+        pointers = (arrays[name].data_ptr() if name in arrays else None for name in _ARRAYS)
+        self._struct = _Struct(rows, cols, chunks, *pointers)
         self._pointer = ctypes.addressof(self._struct)
         self._matmul, self._gradient = library.matmul, library.gradient
         if library.fill(self._pointer, *source, threads()) < 0:
@@ -104,6 +107,8 @@ class SparseMatrix:
             False where a gradient or an activation is infinite or NaN: `out` is undefined then, and the dense product
             is to be taken.
         """
+        if "value" not in self.arrays:
+            raise ValueError("a matrix with values = torch.bfloat16 has no gradient: build it with torch.float32")
         tokens = x.numel() // self.cols
         pointers = (self._pointer, grad.data_ptr(), x.data_ptr(), out.data_ptr())
         status = self._gradient(*pointers, *out.stride(), tokens, threads())

@@ -66,6 +66,25 @@ static void check_gradient(const SparseMatrix *m, const float *w, int64_t n, int
     free(g), free(x), free(d);
 }
 
+/* With a weight that bfloat16 holds exactly, both kinds of values give the same bits. Changes m's values. */
+static void check_half(SparseMatrix *m, const float *w, int64_t n, int threads)
+{
+    const int64_t size = m->rows * m->cols, entries = m->first_step[m->chunks] * SLICE;
+    float *rounded = array(size, sizeof(float));
+    memcpy(rounded, w, size * sizeof(float));
+    for (int64_t i = 0; i < size; i++) memset(rounded + i, 0, 2);   /* little-endian: the lower half */
+    SparseMatrix h = *m;
+    h.value = NULL;
+    h.half = array(entries, sizeof(uint16_t));
+    expect(autosparse_fill(m, rounded, m->cols, 1, threads) == 0, "status", m->rows, m->cols, 0);
+    expect(autosparse_fill(&h, rounded, m->cols, 1, threads) == 0, "status", m->rows, m->cols, 0);
+    float *x = noise(n * m->cols), *y = array(n * m->rows, sizeof(float)), *z = array(n * m->rows, sizeof(float));
+    expect(CALL(matmul)(m, x, y, n, NULL, 0, threads) == 0, "status", m->rows, m->cols, n);
+    expect(CALL(matmul)(&h, x, z, n, NULL, 0, threads) == 0, "status", m->rows, m->cols, n);
+    expect(!memcmp(y, z, n * m->rows * sizeof(float)), "half", m->rows, m->cols, n);
+    free(rounded), free((void *)h.half), free(x), free(y), free(z);
+}
+
 static void check_product(int64_t rows, int64_t cols, float sparsity, int threads)
 {
     const int64_t blocks = ceil_div(cols, BLOCK), slices = ceil_div(rows, SLICE);
@@ -116,6 +135,7 @@ static void check_product(int64_t rows, int64_t cols, float sparsity, int thread
             free(x);
             free(y);
         }
+    for (int i = 0; i < 4; i++) check_half(&m, w, tokens[3 * i], threads);
     free(w), free(bias), free(count), free(length), free(work), free(first_row), free(first_step), free(order);
     free((void *)m.value), free((void *)m.column);
 }

@@ -86,6 +86,45 @@ def test_the_same_bits_for_any_number_of_threads_and_every_time(library, monkeyp
             assert torch.equal(kernels.SparseMatrix(weight, library).product(x, bias), expected)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16_values_are_the_rounded_weight_in_float32(shape, library):
+    for sparsity in (0.0, 0.8, 1.0):
+        weight = weight_of(*shape, sparsity)
+        rounded = weight.bfloat16().float()
+        bias = torch.randn(shape[0])
+        matrix, expected = (
+            kernels.SparseMatrix(weight, library, torch.bfloat16),
+            kernels.SparseMatrix(rounded, library),
+        )
+        for tokens in TOKENS:
+            x = torch.randn(tokens, shape[1])
+            assert torch.equal(matrix.product(x, bias), expected.product(x, bias))
+    images = torch.randn(2, shape[1], 9)
+    assert torch.equal(matrix.pixel_product(images), expected.pixel_product(images))
+
+
+def test_bfloat16_rounds_to_the_nearest_and_ties_to_even(library):
+    # 8 bits of precision: 1 + 2**-8 lies midway between 1 and 1 + 2**-7, 1 + 3 * 2**-8 between odd and even
+    weight = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8 + 2**-20), 3e38, 1e-40]])
+    matrix = kernels.SparseMatrix(weight, library, torch.bfloat16)
+    found = [matrix.product(row[None]).item() for row in torch.eye(5)]
+    assert found[:3] == [1.0, 1 + 2**-6, -(1 + 2**-7)]
+    assert found == weight.bfloat16().float()[0].tolist()
+
+
+def test_bfloat16_takes_three_bytes_an_entry(library):
+    weight = weight_of(512, 512, 0.8)
+    entries = kernels.SparseMatrix(weight, library).arrays["column"].numel()
+    full, half = (kernels.SparseMatrix(weight, library, dtype).bytes for dtype in (torch.float32, torch.bfloat16))
+    assert full - half == 2 * entries
+
+
+def test_bfloat16_values_have_no_gradient(library):
+    matrix = kernels.SparseMatrix(torch.ones(1, 1), library, torch.bfloat16)
+    with pytest.raises(ValueError, match="values = torch.bfloat16.*float32"):
+        matrix.gradient(torch.ones(1, 1), torch.ones(1, 1), torch.zeros(1, 1))
+
+
 def test_the_gradient_by_hand(library):
     matrix = kernels.SparseMatrix(torch.tensor([[5.0, 0.0, -5.0], [0.0, 0.0, 5.0]]), library)
     grad, x = torch.tensor([[1.0, 10.0], [2.0, 20.0]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])

@@ -19,7 +19,7 @@
 #define EXPORT(name) JOIN(JOIN(name, _), ISA)
 
 typedef struct {
-    const float *value;
+    const char *value;   /* float or bfloat16 */
     const uint8_t *column;
 } Entries;
 
@@ -39,24 +39,37 @@ INLINE v4 gather(const float *x, const uint8_t *column)
     return (v4){x[c & 255], x[c >> 8 & 255], x[c >> 16 & 255], x[c >> 24]};
 }
 
-static Entries slices1(const uint16_t *length, const uint8_t *order, int slices, Entries e, const float *x, float *y)
+INLINE v4 load_values(int half, const char *value)
 {
+    return half ? load_half4((const uint16_t *)value) : load4((const float *)value);
+}
+
+INLINE Entries any_slices1(int half, const uint16_t *length, const uint8_t *order, int slices, Entries e, const float *x,
+                           float *y)
+{
+    const int step = half ? 2 * SLICE : 4 * SLICE;   /* bytes */
     for (int s = 0; s < slices && length[s]; s++, order += SLICE) {
         v4 a = gather(y, order), b = splat4(0);
         int n = length[s];
-        for (; n >= 2; n -= 2, e.value += 8, e.column += 8) {
-            a += load4(e.value) * gather(x, e.column);
-            b += load4(e.value + 4) * gather(x, e.column + 4);
+        for (; n >= 2; n -= 2, e.value += 2 * step, e.column += 2 * SLICE) {
+            a += load_values(half, e.value) * gather(x, e.column);
+            b += load_values(half, e.value + step) * gather(x, e.column + SLICE);
         }
         if (n) {
-            a += load4(e.value) * gather(x, e.column);
-            e.value += 4;
-            e.column += 4;
+            a += load_values(half, e.value) * gather(x, e.column);
+            e.value += step;
+            e.column += SLICE;
         }
         a += b;
         UNROLL for (int r = 0; r < SLICE; r++) y[order[r]] = a[r];
     }
     return e;
+}
+
+static Entries slices1(int half, const uint16_t *length, const uint8_t *order, int slices, Entries e, const float *x,
+                       float *y)
+{
+    return half ? any_slices1(1, length, order, slices, e, x, y) : any_slices1(0, length, order, slices, e, x, y);
 }
 
 /* ---- Several tokens: tiles of three sizes, the largest such that one block of it stays in the L1 cache ---- */
@@ -87,14 +100,14 @@ static Entries slices1(const uint16_t *length, const uint8_t *order, int slices,
 #define WIDTH WIDEST
 #include "sparse_tile.h"
 
-static Entries slices(int tokens, const uint16_t *length, const uint8_t *order, int count, Entries e, const float *x,
-                      float *y)
+static Entries slices(int tokens, int half, const uint16_t *length, const uint8_t *order, int count, Entries e,
+                      const float *x, float *y)
 {
     switch (tokens) {
-    case 1: return slices1(length, order, count, e, x, y);
-    case SMALL: return JOIN(slices, SMALL)(length, order, count, e, x, y);
-    case MIDDLE: return JOIN(slices, MIDDLE)(length, order, count, e, x, y);
-    default: return JOIN(slices, LARGE)(length, order, count, e, x, y);
+    case 1: return slices1(half, length, order, count, e, x, y);
+    case SMALL: return JOIN(slices, SMALL)(half, length, order, count, e, x, y);
+    case MIDDLE: return JOIN(slices, MIDDLE)(half, length, order, count, e, x, y);
+    default: return JOIN(slices, LARGE)(half, length, order, count, e, x, y);
     }
 }
 
@@ -171,9 +184,11 @@ static void chunk_times_tile(const SparseMatrix *m, int64_t chunk, const float *
         for (int r = 0; r < rows; r++)
             for (int t = 0; t < tokens; t += 4) store4(y + r * tokens + t, splat4(bias[first + r]));
     const int64_t slice = first / SLICE * blocks;
-    Entries e = {m->value + m->first_step[chunk] * SLICE, m->column + m->first_step[chunk] * SLICE};
+    const int64_t entry = m->first_step[chunk] * SLICE;
+    const int half = m->half != NULL;
+    Entries e = {half ? (const char *)(m->half + entry) : (const char *)(m->value + entry), m->column + entry};
     for (int64_t b = 0; b < blocks; b++)
-        e = slices(tokens, m->length + slice + b * count, m->order + (slice + b * count) * SLICE, count, e,
+        e = slices(tokens, half, m->length + slice + b * count, m->order + (slice + b * count) * SLICE, count, e,
                    x + b * BLOCK * tokens, y);
 }
 

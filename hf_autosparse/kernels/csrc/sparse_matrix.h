@@ -30,7 +30,8 @@ typedef struct {
     const int64_t *first_step;  /* [chunks + 1] */
     const uint16_t *length;     /* steps of each slice: [first_row / 4 * blocks + block * slices of the chunk + slice] */
     const uint8_t *order;       /* its four rows, counted from the chunk's first one: [4 x as many] */
-    const float *value;         /* [4 * steps] */
+    const float *value;         /* [4 * steps], or NULL: */
+    const uint16_t *half;       /* the same in bfloat16, the upper half of a float, or NULL */
     const uint8_t *column;      /* [4 * steps] counted from the block's first one */
 } SparseMatrix;
 

@@ -114,15 +114,26 @@ static int compress(const float *row, int64_t width, float *value, uint8_t *colu
     return n;
 }
 
-/* Write value and column of a planned matrix; both hold zeros before. Returns 0, or -1 for want of memory. */
+/* The nearest bfloat16, ties to even; NaN stays NaN. */
+static uint16_t to_half(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Write value or half, and column, of a planned matrix; they hold zeros before. Returns 0, or -1 for want of memory. */
 int autosparse_fill(const SparseMatrix *m, const float *w, int64_t row_stride, int64_t col_stride, int threads)
 {
     const int64_t blocks = ceil_div(m->cols, BLOCK);
     int failed = 0;
     #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(| : failed) if (threads > 1)
     for (int64_t c = 0; c < m->chunks; c++) {
-        float *value = (float *)m->value + m->first_step[c] * SLICE;
-        uint8_t *column = (uint8_t *)m->column + m->first_step[c] * SLICE;
+        int64_t entry = m->first_step[c] * SLICE;
+        float *value = (float *)m->value;
+        uint16_t *half = (uint16_t *)m->half;
+        uint8_t *column = (uint8_t *)m->column;
         const int64_t first = m->first_row[c], rows = m->first_row[c + 1] - first, slices = ceil_div(rows, SLICE);
         float *copy = col_stride == 1 ? NULL : malloc(rows * BLOCK * sizeof(float));
         if (col_stride != 1 && !copy) {
@@ -141,12 +152,12 @@ int autosparse_fill(const SparseMatrix *m, const float *w, int64_t row_stride, i
                 uint8_t k[BLOCK + 1];
                 const int n = compress(copy ? copy + r * BLOCK : block + r * row_stride, width, v, k);
                 for (int j = 0; j < n; j++) {
-                    value[j * SLICE + lane] = v[j];
-                    column[j * SLICE + lane] = k[j];
+                    if (half) half[entry + j * SLICE + lane] = to_half(v[j]);
+                    else value[entry + j * SLICE + lane] = v[j];
+                    column[entry + j * SLICE + lane] = k[j];
                 }
             }
-            value += m->length[slice] * SLICE;
-            column += m->length[slice] * SLICE;
+            entry += m->length[slice] * SLICE;
         }
         free(copy);
     }

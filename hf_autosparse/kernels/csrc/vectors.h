@@ -29,8 +29,19 @@ INLINE v4 load4(const float *p) { v4 v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store4(float *p, v4 v) { memcpy(p, &v, sizeof v); }
 INLINE v4 splat4(float x) { return (v4){x, x, x, x}; }
 
-/* load_quad: four values, over and over; lane(q, i): the i-th of them in every lane. */
+/* Four bfloat16: the upper halves of floats. */
+typedef uint16_t h4 __attribute__((vector_size(8)));
+typedef uint32_t u4 __attribute__((vector_size(16)));
+INLINE v4 load_half4(const uint16_t *p)
+{
+    h4 h;
+    memcpy(&h, p, sizeof h);
+    return (v4)(__builtin_convertvector(h, u4) << 16);
+}
+
+/* load_quad, repeat: four values, over and over; lane(q, i): the i-th of them in every lane. */
 INLINE v4 load_quad4(const float *p) { return load4(p); }
+INLINE v4 repeat4(v4 q) { return q; }
 #if defined(__AVX2__)
 #define lane4(q, i) ((v4)_mm_permute_ps((__m128)(q), (i) * 0x55))
 #elif defined(__aarch64__)
@@ -60,6 +71,7 @@ INLINE v8 load8(const float *p) { v8 v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store8(float *p, v8 v) { memcpy(p, &v, sizeof v); }
 INLINE v8 splat8(float x) { return (v8)_mm256_set1_ps(x); }
 INLINE v8 load_quad8(const float *p) { return (v8)_mm256_broadcast_ps((const __m128 *)p); }
+INLINE v8 repeat8(v4 q) { return (v8)_mm256_set_m128((__m128)q, (__m128)q); }
 #define lane8(q, i) ((v8)_mm256_permute_ps((__m256)(q), (i) * 0x55))
 INLINE v4 sums8(v8 a, v8 b, v8 c, v8 d)
 {
@@ -75,6 +87,7 @@ INLINE v16 load16(const float *p) { v16 v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store16(float *p, v16 v) { memcpy(p, &v, sizeof v); }
 INLINE v16 splat16(float x) { return (v16)_mm512_set1_ps(x); }
 INLINE v16 load_quad16(const float *p) { return (v16)_mm512_broadcast_f32x4((__m128)load4(p)); }
+INLINE v16 repeat16(v4 q) { return (v16)_mm512_broadcast_f32x4((__m128)q); }
 #define lane16(q, i) ((v16)_mm512_permute_ps((__m512)(q), (i) * 0x55))
 INLINE v8 halves16(v16 a) { return (v8)_mm512_castps512_ps256((__m512)a) + (v8)_mm512_extractf32x8_ps((__m512)a, 1); }
 INLINE v4 sums16(v16 a, v16 b, v16 c, v16 d) { return sums8(halves16(a), halves16(b), halves16(c), halves16(d)); }
