@@ -78,8 +78,9 @@ def to_inference(
         model: finalized, loaded, pruned elsewhere, or from `sparsify`.
         backend: "auto": for each layer and number of tokens the faster product, as measured on this machine the first
             time (a few seconds, kept in the user's cache). "sparse": the sparse product for every layer with at least
-            30 % zeros, on the CPU. "bitmask": the same on a GPU, for up to 16 tokens. "semi_structured": on a GPU, the
-            2:4 product. "dense": undo.
+            30 % zeros, on the CPU. "sparse_bfloat16": the same with the non-zeros rounded to bfloat16, 3 bytes each
+            instead of 5, for large models and few tokens; "auto" leaves it out, since it changes the model. "bitmask":
+            for up to 16 tokens on a GPU. "semi_structured": on a GPU, the 2:4 product. "dense": undo.
         overrides: pattern over full layer names (glob) -> one of these but "auto", whatever `backend` says.
         remeasure: measure again instead of reading the cache.
 
@@ -145,8 +146,8 @@ def _check(backend: str, overrides: dict[str, str]) -> None:
     for pattern, choice in overrides.items():
         if choice == "auto" or choice not in BACKENDS:
             raise ValueError(
-                f"overrides[{pattern!r}] = {choice!r}: allowed are 'sparse' and 'dense', on a GPU also 'bitmask' and"
-                " 'semi_structured'"
+                f"overrides[{pattern!r}] = {choice!r}: allowed are 'sparse', 'sparse_bfloat16' and 'dense', on a GPU"
+                " 'bitmask', 'semi_structured' and 'dense'"
             )
 
 
@@ -226,7 +227,7 @@ class _Picker:
         if weight is None:
             return "its weight is computed by another module (weight norm, pruning)"
         forms = [form for form in kernels.BACKENDS.values() if wanted in ("auto", "dense", form.name)]
-        forms = [form for form in forms if form.device == weight.device.type]
+        forms = [form for form in forms if form.device == weight.device.type and not (form.rounds and wanted == "auto")]
         if not forms:
             return f"on {weight.device}: the kernels are for the CPU"
         if not any(form.applies(weight) for form in forms):

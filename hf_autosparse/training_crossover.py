@@ -76,7 +76,7 @@ def _measure(shape: tuple[int, int], bias: bool, floor: float, sampled: bool) ->
     library = kernels.library()
     result = {}
     for tokens in TOKENS:
-        if result and tokens * weight.numel() > _MOST_WORK:
+        if result and tokens * weight.numel() > _MOST_WORK["cpu"]:
             break
         x = torch.randn(tokens, shape[1], generator=generator, requires_grad=True)
         grad = torch.randn(tokens, shape[0], generator=generator)

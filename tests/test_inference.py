@@ -356,10 +356,25 @@ def test_overrides():
     assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == EVERY_NUMBER
 
 
+def test_bfloat16_values_are_taken_only_when_asked_for(speedups):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(1, 4, 1)).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.rand(64, 64) >= 0.7
+    rounded = copy.deepcopy(model)
+    rounded[0].weight.data = model[0].weight.bfloat16().float()
+    assert [row.backend for row in inference_report(to_inference(model, "auto")).rows] == ["sparse", "dense"]
+    to_inference(model, "sparse_bfloat16")
+    assert [row.backend for row in inference_report(model).rows] == ["sparse_bfloat16", "dense"]
+    with torch.inference_mode():
+        x = torch.randn(3, 64)
+        torch.testing.assert_close(model[0](x), rounded[0](x), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(model[0](x), to_inference(model, "sparse")[0](x))
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="backend = 'fast': allowed are 'auto', 'sparse', 'dense'"):
         to_inference(network(), "fast")
-    with pytest.raises(ValueError, match=r"overrides\['0'\] = 'auto': allowed are 'sparse' and 'dense'"):
+    with pytest.raises(ValueError, match=r"overrides\['0'\] = 'auto': allowed are 'sparse', 'sparse_bfloat16'"):
         to_inference(network(), overrides={"0": "auto"})
     with pytest.raises(ValueError, match=r"overrides: 'fc\*' matches no layer; there are \['0', '2'\]"):
         to_inference(network(), overrides={"fc*": "sparse"})

@@ -39,6 +39,7 @@ class Backend:
         refusal: why a weight (rows, cols) cannot take the form, or None.
         most_tokens: beyond, `product` is None.
         pixels: whether it has a `pixel_product` for 1x1 convolutions.
+        rounds: whether it rounds the weight: then it is taken only where it is asked for by name.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Backend:
     refusal: Callable[[Tensor], str | None] = lambda weight: None
     most_tokens: float = math.inf
     pixels: bool = False
+    rounds: bool = False
 
     def applies(self, tensor: Tensor) -> bool:
         """Whether weight, bias or activations are of the right device and dtype."""
@@ -69,9 +71,9 @@ def _c_status() -> str:
     return status()
 
 
-def _sparse_matrix(weight: Tensor) -> SparseMatrix | None:
+def _sparse_matrix(weight: Tensor, values: torch.dtype = torch.float32) -> SparseMatrix | None:
     library = _library()
-    return None if library is None else SparseMatrix(weight, library)
+    return None if library is None else SparseMatrix(weight, library, values)
 
 
 BACKENDS = {
@@ -86,6 +88,17 @@ BACKENDS = {
             needs="the C kernels",
             status=_c_status,
             pixels=True,
+        ),
+        Backend(
+            "sparse_bfloat16",
+            "cpu",
+            (torch.float32,),
+            lambda weight: _sparse_matrix(weight, torch.bfloat16),
+            there=lambda: _library() is not None,
+            needs="the C kernels",
+            status=_c_status,
+            pixels=True,
+            rounds=True,
         ),
         Backend(
             "bitmask",
