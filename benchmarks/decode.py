@@ -25,14 +25,14 @@ from hf_autosparse import inference_report, sparsity, to_inference
 SOURCE_TOKENS, NEW_TOKENS = 24, 24
 
 
-def base_model(vocabulary: int) -> MarianMTModel:
+def base_model(vocabulary: int, layers: int = 6) -> MarianMTModel:
     torch.manual_seed(0)
     return MarianMTModel(
         MarianConfig(
             vocab_size=vocabulary,
             d_model=512,
-            encoder_layers=6,
-            decoder_layers=6,
+            encoder_layers=layers,
+            decoder_layers=layers,
             encoder_attention_heads=8,
             decoder_attention_heads=8,
             encoder_ffn_dim=2048,
