@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for GPUs that are not here, and prints what ptxas made of each: run by test_compile.py."""
+"""Compiles the Triton kernels for GPUs that are not here, and prints what ptxas made of each: for test_compile.py."""
 
 import re
 import subprocess
