@@ -10,6 +10,7 @@ neither saved nor copied with the layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,32 +119,36 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
     return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.wants_gradient)
 
 
+@dataclass
 class _Cache:
-    """What a layer keeps for the other forwards of the same optimizer step."""
+    """What a layer keeps for the other forwards of the same optimizer step. `sampled`: its gradient has a pattern."""
 
-    def __init__(self, stamp: tuple, zeros: float):
-        self.stamp, self.zeros = stamp, zeros
-        self.forms: Forms | None = None
+    stamp: tuple
+    zeros: float
+    sampled: bool = False
+    forms: Forms | None = None
 
 
 @torch.no_grad()
 def _forms(layer: SparseLayer, matrix: Tensor, tokens: int, bias: bool, library: kernels.Library) -> Forms | None:
     cache: _Cache | None = layer.__dict__.get("_sparse_forms")
-    stamp = _stamp(layer)
+    stamp, pattern = _stamp(layer), None
     if cache is None or cache.stamp != stamp:
         cache = _Cache(stamp, 1 - int(matrix.count_nonzero()) / matrix.numel())
+        if cache.zeros >= FEWEST_ZEROS:
+            pattern = _pattern(layer)
+            cache.sampled = pattern is not None
         layer.__dict__["_sparse_forms"] = cache
     if cache.zeros < FEWEST_ZEROS:
         return None
-    pattern = None
-    if cache.forms is None or layer.sparsifier.config.compute == "auto":
-        pattern = _pattern(layer)
     if layer.sparsifier.config.compute == "auto":
         from .training_crossover import is_faster  # a higher level: only "auto" measures
 
-        if not is_faster(tuple(matrix.shape), bias, tokens, cache.zeros, pattern is not None):
+        if not is_faster(tuple(matrix.shape), bias, tokens, cache.zeros, cache.sampled):
             return None
     if cache.forms is None:
+        if cache.sampled and pattern is None:  # the forward that looked at the weight took the dense product
+            pattern = _pattern(layer)
         cache.forms = Forms(matrix, pattern, library)
     return cache.forms
 
