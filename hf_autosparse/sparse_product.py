@@ -10,6 +10,7 @@ neither saved nor copied with the layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,18 +31,18 @@ class Forms:
 
     Args:
         weight: (outputs, inputs), float32, on the CPU, with zeros.
-        pattern: bool, likewise: where its gradient is needed; None for everywhere.
         library: the C kernels.
+        sampled: whether its gradient is needed in some places only.
+        pattern: bool, (outputs, inputs): these places; None for those where the weight is not 0.
     """
 
-    def __init__(self, weight: Tensor, pattern: Tensor | None, library: kernels.Library):
+    def __init__(self, weight: Tensor, library: kernels.Library, sampled: bool, pattern: Tensor | None = None):
         self._library = library
         self.matrix = kernels.SparseMatrix(weight, library)
         self._transposed: kernels.SparseMatrix | None = None
-        self._pattern: kernels.SparseMatrix | None = None
-        if pattern is not None:  # usually the weight's own: but a weight that was grown at 0 needs its gradient, too
-            same = torch.equal(pattern, weight != 0)
-            self._pattern = self.matrix if same else kernels.SparseMatrix(pattern.float(), library)
+        self._pattern = self.matrix if sampled else None
+        if pattern is not None:
+            self._pattern = kernels.SparseMatrix(pattern.float(), library)
 
     def input_gradient(self, grad: Tensor, weight: Tensor) -> Tensor:
         """`grad W`; `weight` is the one that the forms were made of."""
@@ -118,12 +119,19 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
     return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.wants_gradient)
 
 
+@dataclass
 class _Cache:
-    """What a layer keeps for the other forwards of the same optimizer step."""
+    """What a layer keeps for the other forwards of the same optimizer step.
 
-    def __init__(self, stamp: tuple, zeros: float):
-        self.stamp, self.zeros = stamp, zeros
-        self.forms: Forms | None = None
+    `zeros`: fraction of them. `sampled`: the weight's gradient is needed in some places only. `pattern`: these places
+    if they are not just where the weight is not 0 (one that was grown at 0 needs its gradient, too), until `forms`.
+    """
+
+    stamp: tuple
+    zeros: float
+    sampled: bool = False
+    pattern: Tensor | None = None
+    forms: Forms | None = None
 
 
 @torch.no_grad()
@@ -131,29 +139,35 @@ def _forms(layer: SparseLayer, matrix: Tensor, tokens: int, bias: bool, library:
     cache: _Cache | None = layer.__dict__.get("_sparse_forms")
     stamp = stamp_of(layer)
     if cache is None or cache.stamp != stamp:
-        cache = _Cache(stamp, 1 - int(matrix.count_nonzero()) / matrix.numel())
-        layer.__dict__["_sparse_forms"] = cache
+        cache = layer.__dict__["_sparse_forms"] = _look_at(layer, matrix, stamp)
     if cache.zeros < FEWEST_ZEROS:
         return None
-    pattern = None
-    if cache.forms is None or layer.sparsifier.config.compute == "auto":
-        pattern = _pattern(layer)
     if layer.sparsifier.config.compute == "auto":
         from .training_crossover import is_faster  # a higher level: only "auto" measures
 
-        if not is_faster(tuple(matrix.shape), bias, tokens, cache.zeros, pattern is not None):
+        if not is_faster(tuple(matrix.shape), bias, tokens, cache.zeros, cache.sampled):
             return None
     if cache.forms is None:
-        cache.forms = Forms(matrix, pattern, library)
+        cache.forms, cache.pattern = Forms(matrix, library, cache.sampled, cache.pattern), None
     return cache.forms
 
 
-def _pattern(layer: SparseLayer) -> Tensor | None:
-    """Where the weight's gradient is needed, (outputs, inputs); None where that is (nearly) everywhere."""
-    mask = layer.sparsifier.gradient_mask(layer.weight) if layer.weight.requires_grad else None
-    if mask is None or int(mask.count_nonzero()) > (1 - FEWEST_ZEROS) * mask.numel():
-        return None
-    return mask if layer.output_dim == 0 else mask.t()
+def _look_at(layer: SparseLayer, matrix: Tensor, stamp: tuple) -> _Cache:
+    # Counted and compared as bool tensors: torch is several times faster with them than with float32 and `equal`.
+    kept = matrix != 0
+    count = int(kept.count_nonzero())
+    cache = _Cache(stamp, 1 - count / kept.numel())
+    if cache.zeros < FEWEST_ZEROS or not layer.weight.requires_grad:
+        return cache
+    mask = layer.sparsifier.gradient_mask(layer.weight)
+    needed = kept.numel() if mask is None else int(mask.count_nonzero())
+    if needed > (1 - FEWEST_ZEROS) * kept.numel():
+        return cache
+    cache.sampled = True
+    mask = mask if layer.output_dim == 0 else mask.t()
+    if not needed == count == int((kept & mask).count_nonzero()):
+        cache.pattern = mask.clone()  # methods change theirs in place
+    return cache
 
 
 def _takes(*tensors: Tensor | None) -> bool:

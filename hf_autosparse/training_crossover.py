@@ -70,7 +70,6 @@ def _measure(shape: tuple[int, int], bias: bool, floor: float, sampled: bool) ->
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator)
     weight *= torch.rand(shape, generator=generator) >= floor
-    pattern = weight != 0 if sampled else None
     weight.requires_grad_()
     shift = torch.zeros(shape[0], requires_grad=True) if bias else None
     library = kernels.library()
@@ -86,7 +85,7 @@ def _measure(shape: tuple[int, int], bias: bool, floor: float, sampled: bool) ->
             torch.autograd.grad(F.linear(x, weight, shift), leaves, grad)
 
         def sparse(x=x, grad=grad, leaves=leaves):
-            forms = Forms(weight.detach(), pattern, library)
+            forms = Forms(weight.detach(), library, sampled)
             torch.autograd.grad(SparseProduct.apply(x, weight, shift, forms, sampled), leaves, grad)
 
         seconds = best_times((dense, sparse), _ROUNDS, _SECONDS)
