@@ -82,7 +82,7 @@ class Logits(nn.Module):
 def exported(model: nn.Module, image: torch.Tensor) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet.onnx"
-        torch.onnx.export(Logits(model), (image,), str(path), dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(Logits(model).eval(), (image,), str(path), dynamo=True, external_data=False, verbose=False)
         return path.read_bytes()
 
 
