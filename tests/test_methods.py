@@ -346,6 +346,15 @@ def test_mest_holds_more_weights_between_changes_under_the_soft_bound():
     assert counts == [(12, 4), (12, 4), (10, 2), (10, 2), (8, 0), (8, None)]
 
 
+@pytest.mark.parametrize("steps", [97, 98, 99, 101, 102, 103])
+def test_mest_ends_at_its_budget_where_until_lies_between_two_steps(steps):
+    options = {"every": 1, "mutation": 0.5, "soft": True}
+    layer = sparsify(nn.Linear(10, 2, bias=False), config("mest", target_sparsity=0.6, options=options))
+    for number in range(1, steps + 1):
+        update(layer, number, steps)
+    assert layer.sparsifier.kept.sum() == 8
+
+
 def test_optg_scores_collect_what_removal_would_cost():
     layer = sparsify(linear([[1.0, -2, 3, 4]]), config("optg", target_sparsity=0.5))
     sparsifier = layer.sparsifier

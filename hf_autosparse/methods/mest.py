@@ -37,8 +37,9 @@ class MESTOptions(Periodic):
 
     def mutated(self, progress: Progress, kept: int) -> int:
         """How many of `kept` weights change: less from three quarters of `until` on, none at its end."""
-        done = self.progress(progress)
-        return round(kept * self.mutation * (1.0 if done < HALVED else 0.5)) if done < 1.0 else 0
+        if self.ends(progress):  # `until` may lie between two steps
+            return 0
+        return round(kept * self.mutation * (1.0 if self.progress(progress) < HALVED else 0.5))
 
 
 @register
