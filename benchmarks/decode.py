@@ -1,11 +1,13 @@
-"""Greedy translation by a base-size model (6 + 6 layers, width 512), dense and after to_inference, side by side.
+"""Greedy translation by a base or big Transformer (6 + 6 layers), dense and after to_inference, side by side.
 
     python benchmarks/decode.py --threads 1
+    python benchmarks/decode.py --threads 1 --size big --batch 1   # then --batch 16: the results are kept together
 
 Random weights, the smallest magnitudes of each Linear but the output layer zeroed; `--uneven` prunes rows unequally, as
 learned thresholds do. "free" is the limit: the sparse layers' products cost nothing. "int8" is torch's dynamic
 quantisation of every Linear of the dense model. It includes the output layer, which the other models leave dense; so
-the sparse ones and the limit are shown with an int8 output layer too ("+ int8 output").
+the sparse ones and the limit are shown with an int8 output layer too ("+ int8 output", other tokens), and the sparse
+ones after screen_output ("+ screened output", the same tokens).
 """
 
 from __future__ import annotations
@@ -16,27 +18,31 @@ import functools
 import warnings
 
 import torch
-from measuring import device, interleaved, prune, summary, write
+from measuring import device, earlier, interleaved, prune, summary, write
 from torch import nn
 from transformers import MarianConfig, MarianMTModel
 
-from hf_autosparse import inference_report, sparsity, to_inference
+from hf_autosparse import inference_report, screen_output, sparsity, to_inference
 
 SOURCE_TOKENS, NEW_TOKENS = 24, 24
 
 
-def base_model(vocabulary: int, layers: int = 6) -> MarianMTModel:
+WIDTHS = {"base": 512, "big": 1024}
+
+
+def translator(vocabulary: int, size: str = "base", layers: int = 6) -> MarianMTModel:
     torch.manual_seed(0)
+    width = WIDTHS[size]
     return MarianMTModel(
         MarianConfig(
             vocab_size=vocabulary,
-            d_model=512,
+            d_model=width,
             encoder_layers=layers,
             decoder_layers=layers,
-            encoder_attention_heads=8,
-            decoder_attention_heads=8,
-            encoder_ffn_dim=2048,
-            decoder_ffn_dim=2048,
+            encoder_attention_heads=width // 64,
+            decoder_attention_heads=width // 64,
+            encoder_ffn_dim=4 * width,
+            decoder_ffn_dim=4 * width,
             pad_token_id=0,
             eos_token_id=1,
             decoder_start_token_id=0,
@@ -81,16 +87,24 @@ def freed(model: nn.Module) -> nn.Module:
     return model
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A copy that shares the weights."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
 def quantised(model: nn.Module, layers: set) -> nn.Module:
     """A copy with these layers (names or types) in torch's dynamic int8."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates this interface in favour of torchao
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), layers, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(twin(model), layers, dtype=torch.qint8, inplace=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", choices=WIDTHS, default="base")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="numbers of sentences (default: 1 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="of each model at least (default: 7)")
     parser.add_argument("--quick", action="store_true", help="batch 1 only, under a minute; writes nothing")
     parser.add_argument("--uneven", action="store_true", help="rows of unequal sparsity")
     parser.add_argument("--vocabulary", type=int, default=32_000)
@@ -98,30 +112,30 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     where = device()
     print(where)
-    dense = base_model(args.vocabulary)
-    sparse_weights = {f"{fraction:.0%}": pruned(dense, fraction, args.uneven) for fraction in (0.8, 0.9)}
+    file = "decode" + "_big" * (args.size == "big") + "_uneven" * args.uneven
+    settings = {"size": args.size, "vocabulary": args.vocabulary, "uneven": args.uneven}
+    settings |= {"source_tokens": SOURCE_TOKENS, "new_tokens": NEW_TOKENS}
+    batches = [1] if args.quick else args.batch
+    results = [] if args.quick else [r for r in earlier(file, where, settings) if r["batch"] not in batches]
+    dense = translator(args.vocabulary, args.size)
     models = {"dense": dense, "int8": quantised(dense, {nn.Linear}), "free": freed(dense)}
-    models |= {name: to_inference(copy.deepcopy(model)) for name, model in sparse_weights.items()}
-    for name in sparse_weights:
-        picked = sum(row.backend == "sparse" for row in inference_report(models[name]).rows)
-        print(f"{name}: sparsity {sparsity(models[name]):.2%} with the output layer, {picked} layers sparse")
-    models |= {f"{name} + int8 output": quantised(models[name], {"lm_head"}) for name in ("free", *sparse_weights)}
-    rounds, seconds = (3, 2.0) if args.quick else (15, 40.0)
-    results = []
-    for batch in (1,) if args.quick else (1, 16):
-        torch.manual_seed(1)
-        ids = torch.randint(2, args.vocabulary, (batch, SOURCE_TOKENS))
-        settings: dict = {
-            "max_new_tokens": NEW_TOKENS,
-            "min_new_tokens": NEW_TOKENS,
-            "do_sample": False,
-            "num_beams": 1,
-        }
+    expected = {}
+    for fraction in (0.8, 0.9):
+        name, model = f"{fraction:.0%}", pruned(dense, fraction, args.uneven)
+        expected[name] = [generated(model, batch) for batch in batches]
+        models[name] = to_inference(model)
+        picked = sum(row.backend == "sparse" for row in inference_report(model).rows)
+        print(f"{name}: sparsity {sparsity(model):.2%} with the output layer, {picked} layers sparse")
+    models |= {f"{name} + int8 output": quantised(models[name], {"lm_head"}) for name in ("free", *expected)}
+    models |= {f"{name} + screened output": screen_output(twin(models[name])) for name in expected}
+    rounds, seconds = (3, 2.0) if args.quick else (args.rounds, 20.0)
+    for i, batch in enumerate(batches):
         same = {
-            name: torch.equal(model.generate(ids, **settings), models[name].generate(ids, **settings))
-            for name, model in sparse_weights.items()
+            name: torch.equal(expected[name.partition(" ")[0]][i], generated(model, batch))
+            for name, model in models.items()
+            if name.partition(" ")[0] in expected
         }
-        calls = {name: functools.partial(model.generate, ids, **settings) for name, model in models.items()}
+        calls = {name: functools.partial(generated, model, batch) for name, model in models.items()}
         figures = summary(interleaved(calls, rounds, seconds), "dense")
         print(f"\nbatch {batch}; the same tokens as with dense products: {same}")
         print("| model | ms a step | tokens/s | speed-up | quartiles | share of the limit | Linears alone |")
@@ -130,7 +144,7 @@ def main() -> None:
             free = figures["free + int8 output" if "output" in name else "free"]
             entry["tokens_per_s"] = batch * NEW_TOKENS / entry["median_s"]
             entry["share_of_limit"] = free["median_s"] / entry["median_s"]
-            if name in sparse_weights:
+            if name in expected:
                 rest = free["median_s"]
                 entry["linears_speedup"] = (figures["dense"]["median_s"] - rest) / (entry["median_s"] - rest)
             low, high = entry["speedup_quartiles"]
@@ -142,8 +156,15 @@ def main() -> None:
             )
         results.append({"batch": batch, "same_tokens": same} | figures)
     if not args.quick:
-        name = "decode_uneven" if args.uneven else "decode"
-        write(name, where, {**vars(args), "source_tokens": SOURCE_TOKENS, "new_tokens": NEW_TOKENS}, results)
+        write(file, where, settings, sorted(results, key=lambda result: result["batch"]))
+
+
+def generated(model: nn.Module, batch: int) -> torch.Tensor:
+    """Tokens (batch, NEW_TOKENS + 1) for sentences of random tokens, the same for every model."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, model.config.vocab_size, (batch, SOURCE_TOKENS), generator=generator)
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    return model.generate(ids, **length, do_sample=False, num_beams=1)
 
 
 if __name__ == "__main__":

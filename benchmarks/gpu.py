@@ -133,7 +133,7 @@ def main() -> None:
     torch.manual_seed(0)
     where = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "the interpreter: no times are given",
-        "threads": 1 if device == "cpu" else "gpu",
+        "threads": torch.get_num_threads(),
         "kernels": gpu.status(),
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from measuring import path_of
@@ -29,6 +29,23 @@ from hf_autosparse.plot_style import (
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 RIVALS_SHAPE = [2048, 512]
+Panel = tuple[int, str]  # tokens, where the weights come from
+RIVALS_PANELS: list[Panel] = [
+    (1, "memory"),
+    (4, "memory"),
+    (16, "memory"),
+    (64, "cache"),
+    (256, "cache"),
+    (1024, "cache"),
+]
+SHAPES_PANELS: list[Panel] = [
+    (1, "memory"),
+    (1, "cache"),
+    (16, "memory"),
+    (64, "cache"),
+    (256, "cache"),
+    (1024, "cache"),
+]
 OWN = {"color": COLOURS[0], "linewidth": 2.2, "marker": "o", "markersize": 3.5}
 OTHERS = {  # sparse ones in warm colours, dense runtimes in dark ones, int8 in green ones
     "oneMKL CSR": {"color": COLOURS[3], "linestyle": DASHES[0]},
@@ -48,16 +65,16 @@ Crossover = Callable[[list[tuple[float, float]]], float | None]
 def draw_all(name: str, threads: int, crossover: Crossover) -> None:
     content = json.loads(path_of(name, threads).read_text())
     machine = f"{content['device']['processor']}, {threads} thread{'s' * (threads > 1)}, float32"
-    results = [r for r in content["results"] if r["from"] == ("memory" if r["tokens"] <= 16 else "cache")]
+    results = content["results"]
     print(save(_rivals(results, machine, crossover), IMAGES / f"{name}_rivals.png"))
     print(save(_shapes(results, machine, crossover), IMAGES / f"{name}_shapes.png"))
 
 
 def _rivals(results: list[dict], machine: str, crossover: Crossover) -> Figure:
-    figure, panels = _panels(results)
+    figure, panels = _panels(RIVALS_PANELS)
     drawn = {}
-    for tokens, axes in panels.items():
-        rows = _select(results, tokens, RIVALS_SHAPE)
+    for panel, axes in panels.items():
+        rows = _select(results, panel, RIVALS_SHAPE)
         names = rows[0]["contestants"].keys()
         for name, style in OTHERS.items():
             if name in names:
@@ -77,11 +94,11 @@ def _rivals(results: list[dict], machine: str, crossover: Crossover) -> Figure:
 
 
 def _shapes(results: list[dict], machine: str, crossover: Crossover) -> Figure:
-    figure, panels = _panels(results)
+    figure, panels = _panels(SHAPES_PANELS)
     shapes = list(dict.fromkeys(tuple(row["weight"]) for row in results))
-    for tokens, axes in panels.items():
+    for panel, axes in panels.items():
         for shape, colour, dash in zip(shapes, COLOURS, DASHES, strict=False):
-            rows = _select(results, tokens, list(shape))
+            rows = _select(results, panel, list(shape))
             points = _own(rows)
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=dash, linewidth=1.6)
             limit = [(row["sparsity"], row["limit_speedup"]) for row in rows]
@@ -96,29 +113,29 @@ def _shapes(results: list[dict], machine: str, crossover: Crossover) -> Figure:
     return figure
 
 
-def _panels(results: Iterable[dict]):
-    """A figure and its axes by number of tokens, three a row."""
-    counts = sorted({row["tokens"] for row in results})
+def _panels(wanted: list[Panel]):
+    """A figure and its axes by panel, three a row."""
     figure = new_figure(height=5.8)
-    grid = figure.subplots(-(-len(counts) // 3), 3, sharex=True, sharey=True, squeeze=False)
-    panels = dict(zip(counts, grid.flat, strict=False))
-    for tokens, axes in panels.items():
+    grid = figure.subplots(-(-len(wanted) // 3), 3, sharex=True, sharey=True, squeeze=False)
+    panels = dict(zip(wanted, grid.flat, strict=True))
+    for (tokens, source), axes in panels.items():
         style_axes(axes, grid="y")
         axes.set_yscale("log", base=2)
         axes.set_ylim(0.25, 64)
         axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9])
-        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.axhline(1, color=INK, linewidth=0.9)
-        source = "weights from memory" if tokens <= 16 else "weight from cache"
-        axes.set_title(f"{tokens:,} token{'s' * (tokens > 1)}, {source}", loc="left", fontsize=TEXT, color=INK)
+        axes.set_title(
+            f"{tokens:,} token{'s' * (tokens > 1)}, weights from {source}", loc="left", fontsize=TEXT, color=INK
+        )
     for axes in grid[-1]:
         axes.set_xlabel("zeros, %", fontsize=SMALL, color=MUTED)
     return figure, panels
 
 
-def _select(results: Iterable[dict], tokens: int, shape: list[int]) -> list[dict]:
-    rows = [row for row in results if row["tokens"] == tokens and row["weight"] == shape]
+def _select(results: list[dict], panel: Panel, shape: list[int]) -> list[dict]:
+    rows = [row for row in results if (row["tokens"], row["from"]) == panel and row["weight"] == shape]
     return sorted(rows, key=lambda row: row["sparsity"])
 
 

@@ -17,7 +17,7 @@ import time
 from unittest import mock
 
 import torch
-from decode import base_model
+from decode import translator
 from measuring import device, interleaved, summary, write
 
 from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
@@ -85,7 +85,7 @@ def main() -> None:
     where = device()
     print(where)
     vocabulary = VOCABULARY * args.layers // 6
-    dense = base_model(vocabulary, args.layers)
+    dense = translator(vocabulary, layers=args.layers)
     layers = sparse_layers(thresholded(dense, 0.6, 0.5)).values()
     print(f"{len(layers)} sparse layers, {sum(layer.weight.numel() for layer in layers):,} weights")
     rounds = 3 if args.quick else args.rounds

@@ -38,6 +38,8 @@ class AutoSparseCallback(TrainerCallback):
             raise ValueError(
                 f"{type(model).__name__} has no sparse layer: call sparsify(model, config) before training"
             )
+        for layer in self._layers.values():
+            layer.reuses = args.gradient_accumulation_steps > 1
         if has_length(train_dataloader):
             steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
             self._epochs = state.max_steps / max(1, steps_per_epoch)

@@ -46,14 +46,12 @@ class ScreenedOutput(nn.Linear):
     def _screened(self, x: Tensor) -> Tensor | None:
         """Logits (tokens, out_features) of x (tokens, in_features), or None where float32 has to do it all."""
         screen = self._screen()
-        if screen.packed is None:
+        size = x.norm(dim=1, keepdim=True)
+        if screen.packed is None or not torch.isfinite(size).all():
             return None
         logits = torch.ops.quantized.linear_dynamic(x, screen.packed, True)
         scale, zero = torch._choose_qparams_per_tensor(x, True)  # as linear_dynamic does
         lost = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 127).sub_(x).norm(dim=1, keepdim=True)
-        size = x.norm(dim=1, keepdim=True)
-        if not torch.isfinite(size).all():
-            return None
         offset = self._offset()
         shifted = logits if offset is None else logits + offset
         best = shifted.topk(self.top, dim=1).indices

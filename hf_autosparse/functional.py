@@ -24,6 +24,7 @@ def annealed_soft_threshold(
     alpha: float,
     backward_sparsity: float | None = None,
     dtype: torch.dtype | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Soft threshold whose gradient is annealed (AutoSparse, eq. 1, 7 and 8).
 
@@ -44,14 +45,15 @@ def annealed_soft_threshold(
             either gradient, so a sparse kernel need not compute it; with alpha = 0, B is the active set.
         dtype: of the result, which is rounded once. None: `weight`'s; but where autocast is on, gradients are recorded
             and the GPU's kernel computes, that of autocast, to which the product would convert it in a pass of its own.
+        known: the result of an earlier call with the same arguments, which a kernel need not compute again.
     """
     shape = None if backward_sparsity is not None and alpha > 0 else _kernel_layout(weight, threshold)
     if shape is None:
         effective = _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
     elif kernels.gpu.takes(weight):
-        return _InOnePass.apply(weight, threshold, alpha, shape, dtype or _product_dtype(weight))
+        return _InOnePass.apply(weight, threshold, alpha, shape, dtype or _product_dtype(weight), known)
     else:
-        effective = _InOnePass.apply(weight, threshold, alpha, shape, weight.dtype)
+        effective = _InOnePass.apply(weight, threshold, alpha, shape, weight.dtype, known)
     return effective if dtype is None else effective.to(dtype)
 
 
@@ -85,10 +87,18 @@ class _InOnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, weight: Tensor, threshold: Tensor, alpha: float, shape: kernels.threshold.Shape, dtype: torch.dtype
+        ctx,
+        weight: Tensor,
+        threshold: Tensor,
+        alpha: float,
+        shape: kernels.threshold.Shape,
+        dtype: torch.dtype,
+        known: Tensor | None,
     ) -> Tensor:
         ctx.alpha, ctx.shape = alpha, shape
         ctx.save_for_backward(weight, threshold)
+        if known is not None and known.dtype == dtype:
+            return known.detach()
         if kernels.gpu.takes(weight):
             return kernels.gpu.threshold().forward(weight, threshold, shape, dtype)
         return kernels.threshold.forward(kernels.library(), weight, threshold, shape)
@@ -103,7 +113,7 @@ class _InOnePass(torch.autograd.Function):
             gradients = kernels.gpu.threshold().backward(weight, threshold, grad, ctx.alpha, ctx.shape)
         else:
             gradients = kernels.threshold.backward(kernels.library(), weight, threshold, grad, ctx.alpha, ctx.shape)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _gradients(ctx, grad: Tensor, alpha: float, backward_sparsity: float | None) -> tuple[Tensor, Tensor | None]:

@@ -12,18 +12,23 @@ from torch import Tensor, nn
 
 from . import sparse_product
 from .methods import Sparsifier
+from .stamp import stamp_of
+
+_DERIVED = ("_sparse_forms", "_effective")
 
 
 class SparseLayer:
     """Mixin: a layer whose forward uses `sparsifier(weight)`.
 
     `folded` holds the effective weight as a constant while the model is only evaluated (see `hf_autosparse.folded`):
-    decoding calls a layer hundreds of times with a weight that does not change.
+    decoding calls a layer hundreds of times with a weight that does not change. `reuses` makes the micro-batches of an
+    optimizer step share the effective weight, which then stays in memory; the callback sets it where there are several.
     """
 
     weight: nn.Parameter
     sparsifier: Sparsifier
     folded: Tensor | None = None
+    reuses = False
     output_dim = 0
 
     def sparse_weight(self) -> Tensor:
@@ -34,9 +39,19 @@ class SparseLayer:
         """The effective weight that the next forward uses: in training it may differ from `sparse_weight`."""
         if self.folded is not None or not self.training:
             return self.sparse_weight()
-        effective = self.sparsifier(self.weight)
+        effective = self._effective_weight()
         if self.sparsifier.wants_gradient and effective.requires_grad:
             effective.register_hook(self.sparsifier.collect_gradient)
+        return effective
+
+    def _effective_weight(self) -> Tensor:
+        if not self.reuses or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.sparsifier(self.weight)
+        stamp, kept = stamp_of(self), self.__dict__.get("_effective")
+        if kept is not None and kept[0] == stamp:
+            return self.sparsifier.again(self.weight, kept[1])
+        effective = self.sparsifier(self.weight)
+        self.__dict__["_effective"] = stamp, effective.detach()
         return effective
 
     def forward(self, input: Tensor) -> Tensor:
@@ -66,12 +81,13 @@ class SparseLayer:
         """The same in training with the weight's zeros skipped; None where the layer or this call has to be dense."""
         return None
 
-    def drop_sparse_forms(self) -> None:
-        """Forget what `sparse_product` derived from the weight; it is made again when needed."""
-        self.__dict__.pop("_sparse_forms", None)
+    def forget_derived(self) -> None:
+        """Forget what was derived from the weight; it is made again when needed."""
+        for name in _DERIVED:
+            self.__dict__.pop(name, None)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_sparse_forms"}
+        return {key: value for key, value in self.__dict__.items() if key not in _DERIVED}
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -113,6 +129,7 @@ def swap_in(module: nn.Module, sparsifier: Sparsifier) -> None:
 def swap_out(layer: SparseLayer) -> None:
     """Undo `swap_in`; the weight is left as it is."""
     del layer.sparsifier
-    layer.drop_sparse_forms()
-    layer.__dict__.pop("folded", None)
+    layer.forget_derived()
+    for name in ("folded", "reuses"):
+        layer.__dict__.pop(name, None)
     layer.__class__ = type(layer).__mro__[2]  # (sparse class, SparseLayer, dense class, ...)

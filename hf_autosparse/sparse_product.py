@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import kernels
+from .stamp import stamp_of
 
 if TYPE_CHECKING:
     from .layers import SparseLayer
@@ -137,7 +137,7 @@ class _Cache:
 @torch.no_grad()
 def _forms(layer: SparseLayer, matrix: Tensor, tokens: int, bias: bool, library: kernels.Library) -> Forms | None:
     cache: _Cache | None = layer.__dict__.get("_sparse_forms")
-    stamp = _stamp(layer)
+    stamp = stamp_of(layer)
     if cache is None or cache.stamp != stamp:
         cache = layer.__dict__["_sparse_forms"] = _look_at(layer, matrix, stamp)
     if cache.zeros < FEWEST_ZEROS:
@@ -168,32 +168,6 @@ def _look_at(layer: SparseLayer, matrix: Tensor, stamp: tuple) -> _Cache:
     if not needed == count == int((kept & mask).count_nonzero()):
         cache.pattern = mask.clone()  # methods change theirs in place
     return cache
-
-
-_optimizer_steps: int | None = None  # None: nobody counts yet
-
-
-def _count_step(*_) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-def _steps() -> int:
-    """How many steps optimizers have made: those that write through `parameter.data` change no version."""
-    global _optimizer_steps
-    if _optimizer_steps is None:
-        _optimizer_steps = 0
-        register_optimizer_step_post_hook(_count_step)
-    return _optimizer_steps
-
-
-def _stamp(layer: SparseLayer) -> tuple:
-    """Changes whenever the effective weight or the mask of its gradient may have: with the tensors that they come from,
-    and the numbers that annealing sets."""
-    sparsifier = layer.sparsifier
-    tensors = (layer.weight, *sparsifier.parameters(), *sparsifier.buffers())
-    numbers = tuple(value for value in vars(sparsifier).values() if isinstance(value, (int, float)))
-    return _steps(), numbers, tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
 def _takes(*tensors: Tensor | None) -> bool:

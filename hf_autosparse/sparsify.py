@@ -120,7 +120,7 @@ def folded(model: nn.Module) -> Iterator[nn.Module]:
     with torch.no_grad():
         for layer in layers:
             layer.folded = layer.sparse_weight()
-            layer.drop_sparse_forms()
+            layer.forget_derived()
     try:
         yield model
     finally:

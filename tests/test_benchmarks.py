@@ -1,47 +1,71 @@
-"""The comparison of the methods, as far as it needs no hours."""
+"""The pure parts of the speed benchmarks; the benchmarks themselves are run by hand."""
 
+import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-METHODS = Path(__file__).parents[1] / "benchmarks" / "methods"
+from hf_autosparse import kernels
 
-
-def run(script: str, output: Path, *options: str) -> str:
-    command = [sys.executable, str(METHODS / script), "--data", "digits", "--output", str(output), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def test_a_comparison_goes_on_where_it_stopped(tmp_path):
-    options = ["--images", "64", "--epochs", "1", "--only", "rigl at 0.8"]
-    run("compare.py", tmp_path, *options, "--seeds", "1")
-    first = (tmp_path / "rigl_at_0.8-0.json").read_text()
-    assert json.loads(first)["sparsity"] == pytest.approx(0.8, abs=1e-3)
-    printed = run("compare.py", tmp_path, *options, "--seeds", "2")
-    assert printed.count('"name": "rigl at 0.8"') == 1  # the second seed alone
-    assert (tmp_path / "rigl_at_0.8-0.json").read_text() == first
-    assert "| rigl at 0.8 | 2 |" in (tmp_path / "results.md").read_text()
-    assert (tmp_path / "accuracy.png").read_bytes()[1:4] == b"PNG"
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of benchmarks/."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
+    return importlib.import_module
 
 
-def test_other_settings_need_another_folder(tmp_path):
-    (tmp_path / "recipe.json").write_text('{"epochs": 3}')
-    command = [sys.executable, str(METHODS / "compare.py"), "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "holds runs of another recipe" in done.stderr
+def test_the_crossover_is_where_the_speed_up_passes_one(benchmark):
+    crossover = benchmark("sparse_matmul").crossover
+    assert crossover([(0.5, 0.5), (0.7, 2.0)]) == pytest.approx(0.6)  # half-way: 1/2 and 2 are as far from 1
+    assert crossover([(0.5, 0.9), (0.6, 1.0), (0.7, 3.0)]) == pytest.approx(0.6)
+    assert crossover([(0.5, 1.1), (0.7, 2.0)]) is None
+    assert crossover([(0.5, 0.1), (0.7, 0.2)]) is None
 
 
-def test_the_cost_of_a_target_is_read_between_two_ends(monkeypatch):
-    monkeypatch.syspath_prepend(METHODS)
-    from target import interpolated
+def test_unevenness_of_rows_by_hand(benchmark):
+    learned = benchmark("learned_weights")
+    weight = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, 0.0, 0.0, 0.0]])  # 3 and 1 non-zeros
+    assert learned.unevenness(weight) == pytest.approx(2**0.5 / 2)
+    shuffled = learned.at_random(weight)
+    assert sorted(shuffled.flatten().tolist()) == sorted(weight.flatten().tolist())
 
-    ends = {"none, decay 0.01": (0.7, 0.9), "none, decay 0.03": (0.9, 0.8)}
-    results = [{"name": name, "sparsity": end, "accuracy": accuracy} for name, (end, accuracy) in ends.items()]
-    assert interpolated(results, 0.75) == pytest.approx(0.875)
-    assert interpolated(results, 0.95) is None
+
+def test_a_run_goes_on_only_where_it_was_begun(benchmark, tmp_path, monkeypatch):
+    measuring = benchmark("measuring")
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    where = {"threads": 1, "processor": "A", "date": "today"}
+    assert measuring.earlier("x", where, {"rounds": 3}) == []
+    measuring.write("x", where, {"rounds": 3}, [{"time": 1.23456, "of": [1, 2]}, {"time": 2.0}])
+    assert json.loads((tmp_path / "x_1_threads.json").read_text())["device"] == where
+    assert measuring.earlier("x", where | {"date": "later"}, {"rounds": 3}) == [
+        {"time": 1.235, "of": [1, 2]},
+        {"time": 2.0},
+    ]
+    with pytest.raises(SystemExit, match="measured with other processor, rounds: remove it"):
+        measuring.earlier("x", where | {"processor": "B"}, {"rounds": 4})
+
+
+@pytest.mark.skipif(kernels.library() is None, reason=f"needs the C kernels: {kernels.status()}")
+def test_rivals_compute_the_same_and_those_that_are_missing_are_named(benchmark):
+    rivals = benchmark("rivals")
+    torch.manual_seed(0)
+    weights = [torch.randn(24, 16) * (torch.rand(24, 16) > 0.7) for _ in range(2)]
+
+    def absent(weights, x):
+        import a_package_that_nobody_has  # noqa: F401
+
+    def wrong(weights, x):
+        return lambda: [torch.zeros(3, 24) for _ in weights]
+
+    contestants = {"dense": rivals.dense, "hf_autosparse": rivals.own, "torch CSR": rivals.torch_csr, "absent": absent}
+    calls, missing = rivals.prepared(contestants, weights, torch.randn(3, 16))
+    assert list(calls) == ["dense", "hf_autosparse", "torch CSR"]
+    assert missing == {"absent": "not installed: a_package_that_nobody_has"}
+    with pytest.raises(AssertionError, match="wrong is wrong by 1.00e\\+00"):
+        rivals.prepared({"wrong": wrong}, weights, torch.randn(3, 16))

@@ -53,6 +53,7 @@ LEVELS = {
     "pipelines": 5,
     "model_card": 6,
     "target": 3,
+    "stamp": -1,
     "callbacks": 6,
     "recorder": 6,
     "plot_callback": 6,

@@ -33,7 +33,7 @@ from hf_autosparse.target import INTERVAL
 RAMP = 0.75
 TARGETS = (0.8, 0.9)
 GAINS = (0.1, 1.0)
-DECAYS = (0.01, 0.02, 0.03, 0.05)
+DECAYS = (0.003, 0.006, 0.01, 0.02)
 
 
 class Feedback(TrainerCallback):

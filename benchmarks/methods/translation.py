@@ -2,7 +2,7 @@
 
     python benchmarks/methods/translation.py --data data/multi30k --output runs/translation
 
-The recipe is examples/wmt14/configs/multi30k.yaml with half the width, two layers a side, four epochs and greedy
+The recipe is examples/wmt14/configs/multi30k.yaml with half the width, two layers a side, two epochs and greedy
 decoding, so that a run takes minutes; its own settings for AutoSparse are not used. Nothing is tuned to a method, as in
 compare.py. Each run has a folder of its own and is not run again once it is finished. results.md and results.json are
 written at the end. It needs the extra `translation`.
@@ -46,8 +46,8 @@ SMALLER = [
     "model.decoder_layers=2",
     "model.dropout=0.1",
     "model.init_std=0.088",
-    "training.num_train_epochs=4",
-    "training.warmup_steps=400",
+    "training.num_train_epochs=2",
+    "training.warmup_steps=200",
     "training.learning_rate=0.003",
     "training.eval_strategy=no",
     "training.save_strategy=no",

@@ -64,6 +64,11 @@ class AutoSparse(Sparsifier):
     def forward(self, weight: Tensor) -> Tensor:
         return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.config.backward_sparsity)
 
+    def again(self, weight: Tensor, known: Tensor) -> Tensor:
+        return annealed_soft_threshold(
+            weight, self._value(weight), self.alpha, self.config.backward_sparsity, known=known
+        )
+
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
         """The active set once alpha is 0; before, the set B of eq. 8, or all weights without `backward_sparsity`."""
         if self.alpha == 0 or self.config.backward_sparsity is None:

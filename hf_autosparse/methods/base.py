@@ -87,6 +87,10 @@ class Sparsifier(nn.Module):
         """The effective weight in training, differentiable, same shape and dtype as `weight`."""
         raise NotImplementedError
 
+    def again(self, weight: Tensor, known: Tensor) -> Tensor:
+        """`forward` for another micro-batch of the same optimizer step, with the same values as `known`, detached."""
+        return self(weight)
+
     def deployed(self, weight: Tensor) -> Tensor:
         """The effective weight that is evaluated and saved, zero outside `mask`: the one in training, unless the method
         trains with a soft mask."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -60,6 +61,40 @@ def test_train_saves_model_predictions_and_figures(tmp_path, sparse):
         assert zeros == pytest.approx(result["sparsity"], abs=0.25) and zeros > 0
     with pytest.raises(FileExistsError, match="holds an earlier run: give --resume"):
         example.train(tiny_recipe(tmp_path / "run"))
+
+
+def streaming_recipe(folder: Path, output: Path, *changes: str) -> dict:
+    """Dark and bright images in four files, read while training; eight steps are two epochs."""
+    features = datasets.Features({"img": datasets.Image(), "y": datasets.ClassLabel(names=["dark", "bright"])})
+    for name in ("train-0", "train-1", "train-2", "train-3", "val"):
+        rows: dict[str, list] = {"img": [], "y": []}
+        for i in range(10):
+            file = io.BytesIO()
+            Image.new("RGB", (16, 16), (20 + 3 * i + 150 * (i % 2),) * 3).save(file, "PNG")
+            rows["img"].append({"bytes": file.getvalue(), "path": None})
+            rows["y"].append(i % 2)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}.parquet")
+    data = {"source": "parquet", "streaming": "true", "train": f"{folder}/train-*.parquet", "label_column": "y"}
+    data |= {"validation": f"{folder}/val.parquet", "image_column": "img", "max_train_images": "null"}
+    data |= {"cache_dir": f"{folder}/cache", "shuffle_buffer": "8"}
+    settings = [f"data.{key}={value}" for key, value in data.items()]
+    settings += ["training.per_device_train_batch_size=10", "training.learning_rate=0.1"]
+    return tiny_recipe(output, "cifar_resnet", *settings, *changes)
+
+
+def test_a_stream_trains_and_resumes(tmp_path, trainers):
+    saving = ["training.save_strategy=steps", "training.save_steps=1"]
+    runs = trainers()
+    result = example.train(streaming_recipe(tmp_path, tmp_path / "whole", *saving))
+    assert result["steps"] == 8 and result["corrupt_images"] == 0 and 0 < result["sparsity"] < 1
+    assert len((tmp_path / "whole" / "predictions.txt").read_text().split()) == 10
+    stopped = trainers(stop_at=5)
+    example.train(streaming_recipe(tmp_path, tmp_path / "cut", *saving))
+    (tmp_path / "cut" / "result.json").unlink()
+    assert stopped[0].state.global_step == 5
+    resumed = trainers()
+    example.train(streaming_recipe(tmp_path, tmp_path / "cut", *saving), resume=True)
+    assert all(torch.equal(value, resumed[0].final[key]) for key, value in runs[0].final.items())
 
 
 def test_what_was_saved_is_what_was_evaluated(tmp_path):

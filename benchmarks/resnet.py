@@ -1,0 +1,159 @@
+"""ResNet-50, one image of 224x224: dense torch, to_inference at 80 and 90 %, ONNX Runtime and OpenVINO, side by side.
+
+    python benchmarks/resnet.py --threads 1
+
+Random weights, the smallest magnitudes of each convolution zeroed. Only 1x1 convolutions of stride 1 skip their zeros;
+the others and BatchNorm, which is folded into no convolution here, stay as they are. "free" is the limit: those 1x1
+convolutions cost nothing. The runtimes get the same dense model, exported, and fold BatchNorm themselves. They are
+optional: `pip install onnx onnxscript onnxruntime openvino`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from measuring import arguments, device, interleaved, prune, summary, write
+from rivals import onnxruntime_session, openvino_request
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hf_autosparse import inference_report, to_inference
+from hf_autosparse.inference import _is_pointwise
+
+
+def resnet50() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval().requires_grad_(False)
+
+
+def pointwise(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions that can skip zeros, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and _is_pointwise(m)}
+
+
+def pruned(model: nn.Module, fraction: float) -> nn.Module:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            matrix = module.weight.data.flatten(1)
+            prune(matrix, fraction)
+            assert matrix.data_ptr() == module.weight.data_ptr()
+    return model
+
+
+class FreeConv2d(nn.Module):
+    """A convolution that costs nothing: zeros that are there already."""
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.outputs = outputs
+        self.ready: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def forward(self, input):
+        shape = (len(input), self.outputs, *input.shape[2:])
+        if shape not in self.ready:
+            self.ready[shape] = torch.zeros(shape)
+        return self.ready[shape].clone()  # ReLU and the residual sum write into it
+
+
+def freed(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    for name, module in pointwise(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, FreeConv2d(module.out_channels))
+    return model
+
+
+class Logits(nn.Module):
+    """What is exported: pixels to logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return self.model(pixels).logits
+
+
+def exported(model: nn.Module, image: torch.Tensor) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet.onnx"
+        torch.onnx.export(Logits(model).eval(), (image,), str(path), dynamo=True, external_data=False, verbose=False)
+        return path.read_bytes()
+
+
+def runtimes(model: nn.Module, image: torch.Tensor) -> tuple[dict, dict]:
+    """Name -> a call that gives logits; and for what is missing the reason."""
+    try:
+        onnx = exported(model, image)
+    except ModuleNotFoundError as error:
+        return {}, dict.fromkeys(("ONNX Runtime", "OpenVINO"), f"not installed: {error.name}")
+    calls, missing = {}, {}
+    try:
+        session = onnxruntime_session(onnx)
+        feed = {session.get_inputs()[0].name: image.numpy()}
+        calls["ONNX Runtime"] = lambda: torch.from_numpy(session.run(None, feed)[0])
+    except ModuleNotFoundError as error:
+        missing["ONNX Runtime"] = f"not installed: {error.name}"
+    try:
+        request = openvino_request(onnx)
+        calls["OpenVINO"] = lambda: torch.from_numpy(request.infer([image.numpy()])[0])
+    except ModuleNotFoundError as error:
+        missing["OpenVINO"] = f"not installed: {error.name}"
+    return calls, missing
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = arguments(__doc__)
+    torch.set_num_threads(args.threads)
+    where = device()
+    print(where)
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    dense = resnet50()
+    weights = {"80%": pruned(dense, 0.8), "90%": pruned(dense, 0.9)}
+    expected = {name: model(image).logits for name, model in weights.items()}
+    models = {"dense": dense, "dense, channels last": copy.deepcopy(dense).to(memory_format=torch.channels_last)}
+    models |= {"free": freed(dense)} | {name: to_inference(model) for name, model in weights.items()}
+    inputs = {name: image.contiguous(memory_format=torch.channels_last) if "last" in name else image for name in models}
+    calls = {name: functools.partial(lambda m, x: m(x).logits, model, inputs[name]) for name, model in models.items()}
+    for name, right in expected.items():
+        torch.testing.assert_close(calls[name](), right, rtol=1e-3, atol=1e-4)
+    rivals, missing = runtimes(dense, image)
+    for call in rivals.values():
+        torch.testing.assert_close(call(), dense(image).logits, rtol=1e-3, atol=1e-4)
+    rounds, seconds = (3, 2.0) if args.quick else (15, 40.0)
+    figures = summary(interleaved(calls | rivals, rounds, seconds), "dense")
+    convolutions = [m for m in dense.modules() if isinstance(m, nn.Conv2d)]
+    share = 1 - figures["free"]["median_s"] / figures["dense"]["median_s"]
+    sparse = {n: sum(row.backend == "sparse" for row in inference_report(models[n]).rows) for n in weights}
+    about = {
+        "convolutions": len(convolutions),
+        "that_can_skip_zeros": len(pointwise(dense)),
+        "sparse_layers": sparse,
+        "their_share_of_dense_time": share,
+        "missing": missing,
+    }
+    print(about)
+    print("| model | ms | speed-up | quartiles | share of the limit | those convolutions alone |")
+    print("|---|---|---|---|---|---|")
+    for name, entry in figures.items():
+        rest = figures["free"]["median_s"]
+        entry["share_of_limit"] = rest / entry["median_s"]
+        if name in weights:
+            entry["pointwise_speedup"] = (figures["dense"]["median_s"] - rest) / (entry["median_s"] - rest)
+        low, high = entry["speedup_quartiles"]
+        print(
+            f"| {name} | {entry['median_s'] * 1e3:.1f} | {entry['speedup']:.2f} | {low:.2f} to {high:.2f}"
+            f" | {entry['share_of_limit']:.0%} | {entry.get('pointwise_speedup', '')!s:.4} |"
+        )
+    if not args.quick:
+        write("resnet50", where, {"batch": 1, "pixels": 224, "rounds": rounds, "seconds": seconds}, [about | figures])
+
+
+if __name__ == "__main__":
+    main()
