@@ -199,6 +199,17 @@ def boundary(margins: Tensor, count: int) -> Tensor:
     return (below.clamp(least, greatest) + above.clamp(least, greatest)) / 2
 
 
+def sampling_stride(count: int, sample: int) -> int:
+    """The stride that takes about `sample` of `count` weights, without a common factor with 2, 3, 5 or 7.
+
+    A stride of 3 would meet a single column of every 3x3 kernel, and columns differ: that was 0.8 points of sparsity.
+    """
+    stride = max(1, count // sample)
+    while math.gcd(stride, 210) > 1:
+        stride += 1
+    return stride
+
+
 def masked_weight(weight: Tensor, kept: Tensor, alpha: float = 0.0, learning: Tensor | None = None) -> Tensor:
     """`w_hat = w * kept` with the proxy gradient of a hard mask.
 

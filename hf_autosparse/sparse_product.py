@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
+from .functional import sampling_stride
 from .stamp import stamp_of
 
 if TYPE_CHECKING:
     from .layers import SparseLayer
 
+SAMPLE = 8192  # weights of a layer that are looked at
 FEWEST_ZEROS = 0.3  # with fewer, the dense product is faster for every number of tokens
 
 
@@ -123,8 +125,9 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
 class _Cache:
     """What a layer keeps for the other forwards of the same optimizer step.
 
-    `zeros`: fraction of them. `sampled`: the weight's gradient is needed in some places only. `pattern`: these places
-    if they are not just where the weight is not 0 (one that was grown at 0 needs its gradient, too), until `forms`.
+    `zeros`: fraction of them, about. `sampled`: the weight's gradient is needed in some places only. `pattern`: these
+    places if they are not just where the weight is not 0 (one that was grown at 0 needs its gradient, too), until
+    `forms`.
     """
 
     stamp: tuple
@@ -153,21 +156,31 @@ def _forms(layer: SparseLayer, matrix: Tensor, tokens: int, bias: bool, library:
 
 
 def _look_at(layer: SparseLayer, matrix: Tensor, stamp: tuple) -> _Cache:
-    # Counted and compared as bool tensors: torch is several times faster with them than with float32 and `equal`.
-    kept = matrix != 0
-    count = int(kept.count_nonzero())
-    cache = _Cache(stamp, 1 - count / kept.numel())
+    cache = _Cache(stamp, _fraction_of_zeros(matrix))
     if cache.zeros < FEWEST_ZEROS or not layer.weight.requires_grad:
         return cache
+    if layer.sparsifier.learns_where_kept():
+        cache.sampled = True
+        return cache
     mask = layer.sparsifier.gradient_mask(layer.weight)
-    needed = kept.numel() if mask is None else int(mask.count_nonzero())
-    if needed > (1 - FEWEST_ZEROS) * kept.numel():
+    needed = matrix.numel() if mask is None else int(mask.count_nonzero())
+    if needed > (1 - FEWEST_ZEROS) * matrix.numel():
         return cache
     cache.sampled = True
     mask = mask if layer.output_dim == 0 else mask.t()
+    # Counted and compared as bool tensors: torch is several times faster with them than with float32 and `equal`.
+    kept = matrix != 0
+    count = int(kept.count_nonzero())
     if not needed == count == int((kept & mask).count_nonzero()):
         cache.pattern = mask.clone()  # methods change theirs in place
     return cache
+
+
+def _fraction_of_zeros(matrix: Tensor) -> float:
+    """Of a sample: it only decides whether to skip them."""
+    flat = (matrix if matrix.is_contiguous() else matrix.t()).reshape(-1)
+    sample = flat[:: sampling_stride(flat.numel(), SAMPLE)]
+    return 1 - int(sample.count_nonzero()) / sample.numel()
 
 
 def _takes(*tensors: Tensor | None) -> bool:

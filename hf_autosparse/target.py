@@ -14,7 +14,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from .functional import boundary
+from .functional import boundary, sampling_stride
 from .layers import SparseLayer
 from .methods import Progress
 
@@ -38,7 +38,7 @@ def hold_target(layers: Collection[SparseLayer], target: float, ramp: float, pro
     last = progress.step >= progress.steps
     if progress.step % INTERVAL and not last:
         return
-    stride = 1 if last else sampling_stride(sum(layer.weight.numel() for layer in layers))
+    stride = 1 if last else sampling_stride(sum(layer.weight.numel() for layer in layers), SAMPLE)
     margins = torch.cat([_margin(layer, stride) for layer in layers])
     allowed = allowed_range(target, ramp, progress.step / progress.steps)
     low, high = (boundary(margins, round(sparsity * margins.numel())) for sparsity in allowed)
@@ -51,17 +51,6 @@ def allowed_range(target: float, ramp: float, done: float) -> tuple[float, float
     """The least and the greatest sparsity allowed once the fraction `done` of the run is over."""
     share = min(1.0, done / ramp) if ramp > 0 else 1.0
     return share * target, 1.0 - share * (1.0 - target)
-
-
-def sampling_stride(count: int) -> int:
-    """The stride that takes about SAMPLE of `count` weights, without a common factor with 2, 3, 5 or 7.
-
-    A stride of 3 would meet a single column of every 3x3 kernel, and columns differ: that was 0.8 points of sparsity.
-    """
-    stride = max(1, count // SAMPLE)
-    while math.gcd(stride, 210) > 1:
-        stride += 1
-    return stride
 
 
 def _margin(layer: SparseLayer, stride: int) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from hf_autosparse import AutoSparseConfig, finalize, layer_sparsity, sparse_layers, sparsify, sparsity
-from hf_autosparse.functional import boundary
+from hf_autosparse.functional import boundary, sampling_stride
 from hf_autosparse.methods import Progress, available_methods, get_method
-from hf_autosparse.target import SAMPLE, allowed_range, hold_target, sampling_stride
+from hf_autosparse.target import SAMPLE, allowed_range, hold_target
 from tiny import assert_same_state, tiny_trainer
 
 LEARNING = [name for name in available_methods() if "target_ramp" in get_method(name).reads]
@@ -46,9 +46,9 @@ def test_the_boundary_is_finite_beside_weights_without_a_choice():
 
 
 def test_the_sample_meets_every_position_of_a_kernel():
-    assert sampling_stride(SAMPLE) == 1
+    assert sampling_stride(SAMPLE, SAMPLE) == 1
     for count in (3 * SAMPLE, 4 * SAMPLE, 100 * SAMPLE):
-        stride = sampling_stride(count)
+        stride = sampling_stride(count, SAMPLE)
         assert stride >= count // SAMPLE and math.gcd(stride, 2 * 3 * 5 * 7) == 1
 
 

@@ -75,6 +75,9 @@ class AutoSparse(Sparsifier):
             return super().gradient_mask(weight)
         return self.mask(weight) | top_magnitude_mask(weight.abs(), 1.0 - self.config.backward_sparsity)
 
+    def learns_where_kept(self) -> bool:
+        return self.alpha == 0
+
     def mask(self, weight: Tensor) -> Tensor:
         return weight.abs() > self._value(weight).to(weight.dtype)
 

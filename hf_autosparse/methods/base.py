@@ -193,6 +193,11 @@ class Sparsifier(nn.Module):
         """
         return None if self.alpha else self.mask(weight)
 
+    def learns_where_kept(self) -> bool:
+        """Whether `gradient_mask` is just where the effective weight is not 0. True only where that is known without
+        looking at the weight; it saves a sparse backward pass the look."""
+        return False
+
     def gradient_count(self, weight: Tensor) -> Tensor:
         """How many entries of the weight gradient a step from here on computes, on average: int64 scalar.
 
