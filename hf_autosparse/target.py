@@ -1,8 +1,8 @@
 """Hit a target: methods that learn thresholds or masks end at `target_sparsity`, their layers still sharing it freely.
 
 A target is held by one shift of all thresholds by the same amount, each in its method's own units. At the start any
-sparsity is allowed; the allowed range narrows linearly to the target, which it reaches at the fraction `ramp` of the
-run. Whenever the sparsity of all sparse layers together leaves the range, the shift takes it back to the nearer end.
+sparsity is allowed; the allowed range narrows to the target, which it reaches at the fraction `ramp` of the run, fast at
+first and slowly at last, as gradual pruning does (GMP, Zhu and Gupta 2017). Whenever the sparsity of all sparse layers together leaves the range, the shift takes it back to the nearer end.
 Which layer prunes how much is left to learning. docs/methods.md compares this with a feedback controller.
 """
 
@@ -50,7 +50,8 @@ def hold_target(layers: Collection[SparseLayer], target: float, ramp: float, pro
 def allowed_range(target: float, ramp: float, done: float) -> tuple[float, float]:
     """The least and the greatest sparsity allowed once the fraction `done` of the run is over."""
     share = min(1.0, done / ramp) if ramp > 0 else 1.0
-    return share * target, 1.0 - share * (1.0 - target)
+    narrowed = 1.0 - (1.0 - share) ** 3
+    return narrowed * target, 1.0 - narrowed * (1.0 - target)
 
 
 def _margin(layer: SparseLayer, stride: int) -> Tensor:
