@@ -1,8 +1,8 @@
 """Hit a target: methods that learn thresholds or masks end at `target_sparsity`, their layers still sharing it freely.
 
 A target is held by one shift of all thresholds by the same amount, each in its method's own units. At the start any
-sparsity is allowed; the allowed range narrows to the target, which it reaches at the fraction `ramp` of the run: fast at
-first and slowly at last, as gradual pruning does (Zhu and Gupta 2017). Whenever the sparsity of all sparse layers
+sparsity is allowed; the allowed range narrows to the target, which it reaches at the fraction `ramp` of the run: fast
+at first and slowly at last, as gradual pruning does (Zhu and Gupta 2017). Whenever the sparsity of all sparse layers
 together leaves the range, the shift takes it back to the nearer end. Which layer prunes how much is left to learning.
 docs/methods.md compares this with a linear range and with a feedback controller.
 """

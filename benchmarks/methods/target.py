@@ -4,6 +4,7 @@
 
 - shift: the library's. The allowed range of sparsities narrows to the target; outside it, all thresholds are shifted
   by what takes the sparsity back to the nearer end (hf_autosparse/target.py).
+- linear: the same with a range that narrows linearly.
 - feedback: every four steps all thresholds s move by `gain (wanted - sparsity)`, where the wanted sparsity rises
   linearly from the first one to the target, until three quarters of the run. Gains 0.1 and 1.
 - none: AutoSparse as it is, from 80 %, with several decays of the thresholds. It ends where it ends; between those ends
@@ -21,6 +22,7 @@ import json
 import re
 import statistics
 from typing import Any
+from unittest import mock
 
 import torch
 from task import ANNEALED, add_arguments, recipe_of, run_missing, train, write
@@ -28,7 +30,7 @@ from transformers import TrainerCallback
 
 from hf_autosparse import sparse_layers, sparsity
 from hf_autosparse.plot_style import COLOURS, DASHES, INK, PercentFormatter, headline, new_figure, save, style_axes
-from hf_autosparse.target import INTERVAL
+from hf_autosparse.target import INTERVAL, allowed_range
 
 RAMP = 0.75
 TARGETS = (0.8, 0.9)
@@ -65,10 +67,16 @@ class Approach(TrainerCallback):
             self.points.append((state.global_step, sparsity(model)))
 
 
+def linear_range(target: float, ramp: float, done: float) -> tuple[float, float]:
+    share = min(1.0, done / ramp)
+    return share * target, 1.0 - share * (1.0 - target)
+
+
 def run(name: str, design: dict[str, Any], seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
     approach = Approach()
     feedback = [Feedback(design["target"], design["gain"])] if "gain" in design else []
-    result = train(name, design["settings"] | ANNEALED, seed, recipe, [*feedback, approach])
+    with mock.patch("hf_autosparse.target.allowed_range", linear_range if "linear" in name else allowed_range):
+        result = train(name, design["settings"] | ANNEALED, seed, recipe, [*feedback, approach])
     return result | {"target": design.get("target"), "approach": approach.points}
 
 
@@ -76,7 +84,7 @@ def designs() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for target in TARGETS:
         shifted = {"target_sparsity": target, "target_ramp": RAMP}
-        found[f"shift to {target}"] = {"target": target, "settings": shifted}
+        found[f"shift to {target}"] = found[f"linear to {target}"] = {"target": target, "settings": shifted}
         for gain in GAINS:
             found[f"feedback {gain:g} to {target}"] = {"target": target, "gain": gain, "settings": {}}
     for decay in DECAYS:
@@ -127,7 +135,7 @@ def plot(results: list[dict[str, Any]], path) -> None:
     for axes, target in zip(panels, TARGETS, strict=True):
         style_axes(axes, grid="y")
         feedback = [f"feedback {gain:g} to {target}" for gain in GAINS]
-        named = [f"shift to {target}", *feedback, f"none, decay {DECAYS[0]}"]
+        named = [f"shift to {target}", f"linear to {target}", *feedback, f"none, decay {DECAYS[0]}"]
         for name, colour, dash in zip(named, COLOURS, DASHES, strict=False):
             found = [r for r in results if r["name"] == name and r["seed"] == 0]
             for result in found:
