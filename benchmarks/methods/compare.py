@@ -133,7 +133,7 @@ def plot(results: list[dict[str, Any]], path, recipe: str) -> None:
     axes.set_yticks(range(len(order)), order)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("accuracy on the test images, mean and deviation over the seeds", color=MUTED, fontsize=8)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     headline(figure, "Methods compared", recipe)
     save(figure, path)
 
