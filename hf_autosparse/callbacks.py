@@ -51,6 +51,11 @@ class AutoSparseCallback(TrainerCallback):
                     " use alpha_update='step'"
                 )
 
+    def on_train_end(self, args, state, control, **kwargs):
+        for layer in self._layers.values():  # as large as the model: nobody trains with them now
+            layer.reuses = False
+            layer.forget_derived()
+
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         progress = self._progress(state)
         for layer in self._layers.values():

@@ -5,10 +5,21 @@ import pickle
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
 from hf_autosparse.layers import SparseLayer
 from tiny import assert_same_state, tiny_trainer
+
+
+class Watch(TrainerCallback):
+    """Whether a layer kept its effective weight, after each step."""
+
+    def __init__(self):
+        self.kept: list[bool] = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.kept.append(any("_effective" in vars(layer) for layer in sparse_layers(model).values()))
 
 
 def train(directory, monkeypatch, *, reuses: bool, **changes):
@@ -42,8 +53,12 @@ def test_it_is_computed_once_per_step_and_changes_nothing(tmp_path, monkeypatch)
     assert every_time - computed == layers * 3 * (4 - 1)
 
 
-def test_without_accumulation_nothing_is_kept(tmp_path, monkeypatch):
-    model, _ = train(tmp_path, monkeypatch, reuses=True, gradient_accumulation_steps=1)
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_nothing_is_kept_without_accumulation_or_after_training(tmp_path, monkeypatch, accumulated):
+    watch = Watch()
+    changes = {"gradient_accumulation_steps": accumulated, "callbacks": [watch]}
+    model, _ = train(tmp_path, monkeypatch, reuses=True, **changes)
+    assert watch.kept == [accumulated > 1] * 3
     assert not any(layer.reuses or "_effective" in vars(layer) for layer in sparse_layers(model).values())
 
 

@@ -54,12 +54,15 @@ class AutoSparse(Sparsifier):
 
     def _value(self, weight: Tensor) -> Tensor:
         """T = sigmoid(s), float32, shaped to broadcast against the weight."""
-        value = torch.sigmoid(self.threshold.float())
+        return self._spread(torch.sigmoid(self.threshold.float()), weight)
+
+    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
+        """One value per threshold, shaped to broadcast against the weight."""
         if self._output_dim is None:
-            return value
+            return values
         shape = [1] * weight.dim()
         shape[self._output_dim] = -1
-        return value.view(shape)
+        return values.view(shape)
 
     def forward(self, weight: Tensor) -> Tensor:
         return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.config.backward_sparsity)
@@ -85,9 +88,7 @@ class AutoSparse(Sparsifier):
         """`logit |w| - s`: in units of s a common shift scales the thresholds of all layers alike, as far as T << 1."""
         threshold = self.threshold.float()
         if self._output_dim is not None:
-            shape = [1] * weight.dim()
-            shape[self._output_dim] = -1
-            threshold = threshold.view(shape).expand_as(weight).flatten()[::stride]
+            threshold = self._spread(threshold, weight).expand_as(weight).flatten()[::stride]
         magnitude = weight.flatten()[::stride].abs().float()
         return torch.logit(magnitude.clamp(max=1.0)) - threshold
 
