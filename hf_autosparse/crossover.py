@@ -78,7 +78,7 @@ class Crossover:
         """Number of tokens -> dense time / sparse time, for a layer of this kind, shape and sparsity.
 
         Args:
-            layer: a Linear, Conv1D or 1x1 Conv2d (its pixels are the tokens).
+            layer: a Linear, Conv1D or Conv2d (the pixels of its result are the tokens).
             sparsity: at least `SPARSITIES[0]`.
             model_bytes: of all weights that a forward pass of the model reads.
             backend: the sparse form, of `kernels.BACKENDS`.
@@ -88,6 +88,8 @@ class Crossover:
         mebibytes = min(large, 2 ** int(math.log2(max(1, model_bytes / 2**20))))
         shape = "x".join(map(str, layer.weight.shape))
         key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} zeros={floor} model={mebibytes}MiB"
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride) != ((1, 1), (1, 1)):
+            key += f" stride={layer.stride} dilation={layer.dilation} padding={layer.padding}"
         if backend != "sparse":
             key += f" {backend} {layer.weight.dtype}"
         if key not in self._known:
@@ -169,19 +171,32 @@ def _measure(layer: nn.Module, sparsity: float, mebibytes: int, backend: str = "
     sparse = copy.deepcopy(dense)
     for module in sparse:
         swap_in(module, EVERY_NUMBER, backend)
-    inputs = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight.shape[1]
     result = {}
     for tokens in TOKENS:
         beyond = tokens * weight.numel() > _MOST_WORK.get(weight.device.type, _MOST_WORK["cpu"])
         if tokens > 1 and (beyond or tokens > kernels.BACKENDS[backend].most_tokens):
             break
-        shape = (1, inputs, 1, tokens) if isinstance(layer, nn.Conv2d) else (tokens, inputs)
-        x = torch.randn(shape, generator=generator).to(weight)
+        x = torch.randn(_input_shape(layer, tokens), generator=generator).to(weight)
         copies = len(dense) if tokens <= _FEW_TOKENS else 1
         calls = [_call(modules[:copies], x) for modules in (dense, sparse)]
         seconds = best_times(calls, _ROUNDS, _SECONDS)
         result[tokens] = round(seconds[0] / seconds[1], 3)
     return result
+
+
+def _input_shape(layer: nn.Module, tokens: int) -> tuple[int, ...]:
+    """Of an input that makes so many tokens, a square number, or so many pixels of a convolution's result."""
+    if not isinstance(layer, nn.Conv2d):
+        return tokens, layer.weight.shape[0] if type(layer).__name__ == "Conv1D" else layer.weight.shape[1]
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    steps = math.isqrt(tokens) - 1
+    sides = [
+        max(1, steps * stride + dilation * (kernel - 1) + 1 - padding)
+        for kernel, stride, dilation, padding in zip(
+            layer.kernel_size, layer.stride, layer.dilation, (top + bottom, left + right), strict=True
+        )
+    ]
+    return 1, layer.in_channels, *sides
 
 
 def _call(modules: list[nn.Module], x: torch.Tensor):

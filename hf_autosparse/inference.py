@@ -66,7 +66,7 @@ def to_inference(
 ) -> nn.Module:
     """Prepare a model for fast inference where it is, in place, and return it in eval mode.
 
-    Every Linear, Conv1D and, on the CPU, 1x1 Conv2d with enough zeros in its weight may skip them. Outputs differ from
+    Every Linear, Conv1D and, on the CPU, Conv2d without groups may skip the zeros of its weight where they are enough. Outputs differ from
     the dense model's by rounding only. A model that is still sparse is finalized first: copy it before if training goes
     on.
 
@@ -238,11 +238,11 @@ class _Picker:
         if id(layer) in self._bypassed:
             return "nn.TransformerEncoderLayer bypasses the layer in its fast path"
         if isinstance(layer, nn.Conv2d):
-            if not _is_pointwise(layer):
-                return "a convolution other than 1x1 with stride 1"
-            if not any(form.pixels for form in forms):
+            if layer.groups > 1:
+                return "a convolution with groups"
+            if not any(form.convolves for form in forms):
                 return "a convolution: on a GPU it stays dense"
-        return [form for form in forms if form.applies(weight) and (form.pixels or not isinstance(layer, nn.Conv2d))]
+        return [form for form in forms if form.applies(weight) and (form.convolves or not isinstance(layer, nn.Conv2d))]
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -253,10 +253,6 @@ def _matrix_view(layer: nn.Module) -> torch.Tensor:
     """The weight as (outputs, inputs)."""
     weight = layer.weight.detach()
     return weight.T if type(layer).__name__ == "Conv1D" else weight.flatten(1)
-
-
-def _is_pointwise(layer: nn.Conv2d) -> bool:
-    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding == (0, 0)
 
 
 def _zeros(layer: nn.Module) -> float:

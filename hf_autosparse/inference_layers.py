@@ -186,23 +186,28 @@ def token_product(layer: InferenceLayer, input: Tensor) -> Tensor | None:
 
 
 class InferenceConv2d(InferenceLayer, nn.Conv2d):
-    """A 1x1 convolution of stride 1: the product of the weight with every pixel."""
+    """A convolution without groups: the product of the weight with every window of pixels."""
 
     def matrix_view(self) -> Tensor:
         return self._parameters["weight"].flatten(1)
 
     def output_shape(self, input: Tensor) -> tuple[int, ...]:
-        return input.shape[0], self.out_channels, *input.shape[2:]
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        sides = (input.shape[2] + top + bottom, input.shape[3] + left + right)
+        out = map(kernels.convolved, sides, self.kernel_size, self.stride, self.dilation)
+        return input.shape[0], self.out_channels, *out
 
     def sparse_product(self, input: Tensor) -> Tensor | None:
         if input.dim() != 4 or input.shape[1] != self.in_channels or input.numel() == 0:
-            return None
-        images, _, height, width = input.shape
-        matrix = self._matrix(height * width)
+            return None  # one image without a batch; the dense layer has the message for a wrong size
+        _, _, height, width = self.output_shape(input)
+        matrix = self._matrix(height * width) if height > 0 and width > 0 else None
         if matrix is None:
             return None
-        output = matrix.pixel_product(input.flatten(2), self._parameters["bias"])
-        return None if output is None else output.view(images, self.out_channels, height, width)
+        if any(self._reversed_padding_repeated_twice):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode)
+        return matrix.convolution(input, self._parameters["bias"], self.kernel_size, self.stride, self.dilation)
 
 
 _CLASSES: dict[type[nn.Module], type[InferenceLayer]] = {nn.Linear: InferenceLinear, nn.Conv2d: InferenceConv2d}

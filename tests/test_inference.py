@@ -72,7 +72,7 @@ def network():
 def kernel_calls(monkeypatch):
     """A list that grows by one at every product of the kernel."""
     calls = []
-    for name in ("product", "pixel_product"):
+    for name in ("product", "convolution"):
         original = getattr(kernels.SparseMatrix, name)
         monkeypatch.setattr(kernels.SparseMatrix, name, lambda *a, original=original: calls.append(1) or original(*a))
     return calls
@@ -87,6 +87,10 @@ def kernel_calls(monkeypatch):
         (Conv1D(33, 50), (2, 9, 50)),
         (nn.Conv2d(50, 33, 1), (2, 50, 5, 7)),
         (nn.Conv2d(50, 33, 1, bias=False), (1, 50, 1, 1)),
+        (nn.Conv2d(50, 33, 3, padding=1), (2, 50, 14, 14)),
+        (nn.Conv2d(50, 33, 3, stride=2, padding="valid", dilation=(1, 2)), (2, 50, 9, 14)),
+        (nn.Conv2d(50, 33, (2, 3), padding="same", padding_mode="reflect", bias=False), (1, 50, 6, 5)),
+        (nn.Conv2d(50, 33, 1, stride=2, padding=(0, 1)), (1, 50, 6, 6)),
     ],
     ids=str,
 )
@@ -328,8 +332,7 @@ def test_what_cannot_be_sparse_says_why(speedups):
             "empty": nn.Linear(8, 8),
             "meta": nn.Linear(8, 8, device="meta"),
             "computed": prune.identity(nn.Linear(8, 8), "weight"),
-            "three": pruned(nn.Conv2d(8, 8, 3)),
-            "strided": pruned(nn.Conv2d(8, 8, 1, stride=2)),
+            "grouped": pruned(nn.Conv2d(8, 8, 3, groups=2)),
             "encoder": nn.TransformerEncoderLayer(8, 2, 16),
         }
     )
@@ -341,8 +344,7 @@ def test_what_cannot_be_sparse_says_why(speedups):
         "empty": "empty",
         "meta": "on meta: the kernels are for the CPU",
         "computed": "its weight is computed by another module (weight norm, pruning)",
-        "three": "a convolution other than 1x1 with stride 1",
-        "strided": "a convolution other than 1x1 with stride 1",
+        "grouped": "a convolution with groups",
         "encoder.linear1": "nn.TransformerEncoderLayer bypasses the layer in its fast path",
         "encoder.linear2": "nn.TransformerEncoderLayer bypasses the layer in its fast path",
     }

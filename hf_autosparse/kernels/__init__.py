@@ -18,7 +18,7 @@ from .backends import BACKENDS, Backend, Matrix
 from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
 from .build import BuildError, instruction_sets
 from .gpu import VARIABLE
-from .sparse_matrix import SparseMatrix
+from .sparse_matrix import SparseMatrix, convolved
 
 __all__ = [
     "BACKENDS",

@@ -38,7 +38,7 @@ class Backend:
         there: whether the kernels are there; `needs` and `status` say what they are and which are taken instead.
         refusal: why a weight (rows, cols) cannot take the form, or None.
         most_tokens: beyond, `product` is None.
-        pixels: whether it has a `pixel_product` for 1x1 convolutions.
+        convolves: whether it has a `convolution`.
         rounds: whether it rounds the weight: then it is taken only where it is asked for by name.
     """
 
@@ -51,7 +51,7 @@ class Backend:
     status: Callable[[], str]
     refusal: Callable[[Tensor], str | None] = lambda weight: None
     most_tokens: float = math.inf
-    pixels: bool = False
+    convolves: bool = False
     rounds: bool = False
 
     def applies(self, tensor: Tensor) -> bool:
@@ -87,7 +87,7 @@ BACKENDS = {
             there=lambda: _library() is not None,
             needs="the C kernels",
             status=_c_status,
-            pixels=True,
+            convolves=True,
         ),
         Backend(
             "sparse_bfloat16",
@@ -97,7 +97,7 @@ BACKENDS = {
             there=lambda: _library() is not None,
             needs="the C kernels",
             status=_c_status,
-            pixels=True,
+            convolves=True,
             rounds=True,
         ),
         Backend(

@@ -13,7 +13,7 @@ from .build import BuildError, build, compiler, compiler_key, instruction_sets, 
 
 _PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
-    "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _INT, _INT]),
+    "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _PTR, _INT]),
     "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
     "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
     "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),

@@ -19,6 +19,23 @@ class _Struct(ctypes.Structure):
     ]
 
 
+class _Window(ctypes.Structure):
+    """csrc/pixel_tile.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("height", "width", "kernel_height", "kernel_width", "stride_height", "stride_width"),
+            *("dilation_height", "dilation_width", "out_width"),
+        )
+    ]
+
+
+def convolved(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """What a convolution makes of an image's side that is padded already."""
+    return (size - dilation * (kernel - 1) - 1) // stride + 1
+
+
 class SparseMatrix:
     """`Y = X W^T (+ bias)` with the zeros of W skipped.
 
@@ -76,21 +93,36 @@ class SparseMatrix:
             it with the zeros of W too.
         """
         y = torch.empty(*x.shape[:-1], self.rows)
-        return y if self._run(x, y, x.numel() // self.cols, bias, 0) else None
+        return y if self._run(x, y, x.numel() // self.cols, bias) else None
 
-    def pixel_product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        """`W x + bias` for every image of a batch: a 1x1 convolution.
+    def convolution(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> Tensor | None:
+        """`F.conv2d(x, W)` with W as (rows, channels * kernel height * kernel width).
+
+        The pixels under the window are gathered tile by tile: the unfolded image is never in memory as a whole.
 
         Args:
-            x: (images, cols, pixels), float32, on the CPU, contiguous, not empty.
+            x: (images, channels, height, width), float32, on the CPU, contiguous, not empty, padded already and no
+                smaller than the window.
             bias: (rows,), float32, on the CPU, contiguous.
 
         Returns:
-            (images, rows, pixels), or None as in `product`.
+            (images, rows, height, width) of the result, or None as in `product`.
         """
-        images, _, pixels = x.shape
-        y = torch.empty(images, self.rows, pixels)
-        clean = [self._run(x[i], y[i], pixels, bias, 1) for i in range(images)]
+        size = x.shape[2:]
+        height, width = (convolved(*side) for side in zip(size, kernel, stride, dilation, strict=True))
+        pixels, y = height * width, torch.empty(x.shape[0], self.rows, height, width)
+        if kernel == stride == (1, 1):  # every pixel by itself: as one row, which no tile has to break
+            size, width = (1, pixels), pixels
+        window = _Window(*size, *kernel, *stride, *dilation, width)
+        pointer = ctypes.addressof(window)
+        clean = [self._run(image, result, pixels, bias, pointer) for image, result in zip(x, y, strict=True)]
         return y if all(clean) else None
 
     def gradient(self, grad: Tensor, x: Tensor, out: Tensor) -> bool:
@@ -116,9 +148,9 @@ class SparseMatrix:
             raise MemoryError(f"no memory to transpose {tokens} x {self.rows + self.cols} numbers")
         return status == 0
 
-    def _run(self, x: Tensor, y: Tensor, tokens: int, bias: Tensor | None, pixels: int) -> bool:
+    def _run(self, x: Tensor, y: Tensor, tokens: int, bias: Tensor | None, window: int | None = None) -> bool:
         bias_pointer = None if bias is None else bias.data_ptr()
-        status = self._matmul(self._pointer, x.data_ptr(), y.data_ptr(), tokens, bias_pointer, pixels, threads())
+        status = self._matmul(self._pointer, x.data_ptr(), y.data_ptr(), tokens, bias_pointer, window, threads())
         if status < 0:
             raise MemoryError(f"no memory for a tile of {self.cols} activations per token")
         return status == 0

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pixel_tile.h"
 #include "sparse_matrix.h"
 
 #define JOIN_(a, b) a##b
@@ -15,7 +16,7 @@
 int64_t autosparse_plan(const float *, int64_t, int64_t, int64_t, int64_t, int, uint16_t *, int64_t *, int64_t *,
                         int64_t *, uint16_t *, uint8_t *);
 int autosparse_fill(const SparseMatrix *, const float *, int64_t, int64_t, int);
-int CALL(matmul)(const SparseMatrix *, const float *, float *, int64_t, const float *, int, int);
+int CALL(matmul)(const SparseMatrix *, const float *, float *, int64_t, const float *, const Window *, int);
 int CALL(gradient)(const SparseMatrix *, const float *, const float *, float *, int64_t, int64_t, int64_t, int);
 void CALL(forward)(const float *, const float *, float *, int64_t, int64_t, int, int);
 int CALL(backward)(const float *, const float *, const float *, float, float *, float *, int64_t, int64_t, int, int);
@@ -66,6 +67,39 @@ static void check_gradient(const SparseMatrix *m, const float *w, int64_t n, int
     free(g), free(x), free(d);
 }
 
+/* kind: 0 for tokens, 1 for the pixels of a 1x1 convolution, 2 and 3 for an image of one channel under a window one row
+   high or one column wide. */
+static void check_output(const SparseMatrix *m, const float *w, const float *bias, int64_t n, int kind, int threads)
+{
+    const int64_t rows = m->rows, cols = m->cols, out_height = n % 5 ? 1 : 5, out_width = n / out_height;
+    Window window = {1, n, 1, 1, 1, 1, 1, 1, n};
+    int64_t size = n * cols;
+    if (kind > 1) {
+        const int64_t high = kind == 3 ? cols : 1, wide = kind == 2 ? cols : 1;
+        window = (Window){3 * (out_height - 1) + 2 * (high - 1) + 1, 2 * (out_width - 1) + 3 * (wide - 1) + 1,
+                          high, wide, 3, 2, 2, 3, out_width};
+        size = window.height * window.width;
+    }
+    float *x = noise(size), *y = array(n * rows, sizeof(float));
+    const Window *given = kind ? &window : NULL;
+    expect(CALL(matmul)(m, x, y, n, bias, given, threads) == 0, "status", rows, cols, n);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t r = 0; r < rows; r++) {
+            double sum = bias[r], magnitude = fabs(bias[r]);
+            for (int64_t k = 0; k < cols; k++) {
+                const int64_t corner = t / out_width * 3 * window.width + t % out_width * 2;
+                const int64_t at[] = {t * cols + k, k * n + t, corner + 3 * k, corner + 2 * k * window.width};
+                const double term = (double)w[r * cols + k] * x[at[kind]];
+                sum += term;
+                magnitude += fabs(term);
+            }
+            expect(fabs(y[kind ? r * n + t : t * rows + r] - sum) <= 1e-6 * magnitude, "product", rows, cols, n);
+        }
+    x[size - 1] = n % 2 ? NAN : INFINITY;
+    expect(CALL(matmul)(m, x, y, n, NULL, given, threads) == 1, "non-finite", rows, cols, n);
+    free(x), free(y);
+}
+
 /* With a weight that bfloat16 holds exactly, both kinds of values give the same bits. Changes m's values. */
 static void check_half(SparseMatrix *m, const float *w, int64_t n, int threads)
 {
@@ -79,8 +113,8 @@ static void check_half(SparseMatrix *m, const float *w, int64_t n, int threads)
     expect(autosparse_fill(m, rounded, m->cols, 1, threads) == 0, "status", m->rows, m->cols, 0);
     expect(autosparse_fill(&h, rounded, m->cols, 1, threads) == 0, "status", m->rows, m->cols, 0);
     float *x = noise(n * m->cols), *y = array(n * m->rows, sizeof(float)), *z = array(n * m->rows, sizeof(float));
-    expect(CALL(matmul)(m, x, y, n, NULL, 0, threads) == 0, "status", m->rows, m->cols, n);
-    expect(CALL(matmul)(&h, x, z, n, NULL, 0, threads) == 0, "status", m->rows, m->cols, n);
+    expect(CALL(matmul)(m, x, y, n, NULL, NULL, threads) == 0, "status", m->rows, m->cols, n);
+    expect(CALL(matmul)(&h, x, z, n, NULL, NULL, threads) == 0, "status", m->rows, m->cols, n);
     expect(!memcmp(y, z, n * m->rows * sizeof(float)), "half", m->rows, m->cols, n);
     free(rounded), free((void *)h.half), free(x), free(y), free(z);
 }
@@ -116,25 +150,7 @@ static void check_product(int64_t rows, int64_t cols, float sparsity, int thread
 
     static const int64_t tokens[] = {1, 2, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 32, 49, 70};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
-        for (int pixels = 0; pixels < 2; pixels++) {
-            const int64_t n = tokens[i];
-            float *x = noise(n * cols), *y = array(n * rows, sizeof(float));
-            expect(CALL(matmul)(&m, x, y, n, bias, pixels, threads) == 0, "status", rows, cols, n);
-            for (int64_t t = 0; t < n; t++)
-                for (int64_t r = 0; r < rows; r++) {
-                    double sum = bias[r], size = fabs(bias[r]);
-                    for (int64_t k = 0; k < cols; k++) {
-                        const double term = (double)w[r * cols + k] * x[pixels ? k * n + t : t * cols + k];
-                        sum += term;
-                        size += fabs(term);
-                    }
-                    expect(fabs(y[pixels ? r * n + t : t * rows + r] - sum) <= 1e-6 * size, "product", rows, cols, n);
-                }
-            x[n * cols - 1] = i % 2 ? NAN : INFINITY;
-            expect(CALL(matmul)(&m, x, y, n, NULL, pixels, threads) == 1, "non-finite", rows, cols, n);
-            free(x);
-            free(y);
-        }
+        for (int kind = 0; kind < (i % 3 ? 2 : 4); kind++) check_output(&m, w, bias, tokens[i], kind, threads);
     for (int i = 0; i < 4; i++) check_half(&m, w, tokens[3 * i], threads);
     free(w), free(bias), free(count), free(length), free(work), free(first_row), free(first_step), free(order);
     free((void *)m.value), free((void *)m.column);

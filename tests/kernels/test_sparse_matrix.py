@@ -99,8 +99,8 @@ def test_bfloat16_values_are_the_rounded_weight_in_float32(shape, library):
         for tokens in TOKENS:
             x = torch.randn(tokens, shape[1])
             assert torch.equal(matrix.product(x, bias), expected.product(x, bias))
-    images = torch.randn(2, shape[1], 9)
-    assert torch.equal(matrix.pixel_product(images), expected.pixel_product(images))
+    images = torch.randn(2, shape[1], 3, 3)
+    assert torch.equal(matrix.convolution(images), expected.convolution(images))
 
 
 def test_bfloat16_rounds_to_the_nearest_and_ties_to_even(library):
@@ -182,7 +182,7 @@ def test_an_activation_that_is_not_finite_is_reported(bad, library, monkeypatch)
                 monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
                 assert matrix.product(x) is None
     assert matrix.product(torch.full((2, 515), 3e38)) is not None  # large is not infinite
-    assert matrix.pixel_product(torch.full((1, 515, 9), bad)) is None
+    assert matrix.convolution(torch.full((1, 515, 3, 3), bad)) is None
 
 
 def test_a_weight_that_is_not_finite_is_kept():
@@ -191,12 +191,17 @@ def test_a_weight_that_is_not_finite_is_kept():
     assert result[0, 0].isnan() and result[0, 1:].tolist() == [float("inf"), 1]
 
 
-def test_pixels_are_a_one_by_one_convolution(library):
-    weight = weight_of(37, 50, 0.8)
-    bias, x = torch.randn(37), torch.randn(3, 50, 7, 7)
-    expected = torch.nn.functional.conv2d(x, weight[:, :, None, None], bias)
-    result = kernels.SparseMatrix(weight, library).pixel_product(x.flatten(2), bias)
-    torch.testing.assert_close(result.view_as(expected), expected)
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 5), (4, 2)], ids=str)
+@pytest.mark.parametrize("size", [(7, 7), (9, 5), (24, 33)], ids=str)
+def test_any_convolution(kernel, size, library):
+    generator = torch.Generator().manual_seed(2)
+    weight = weight_of(37, 10 * kernel[0] * kernel[1], 0.8)
+    bias, x = torch.randn(37, generator=generator), torch.randn(3, 10, *size, generator=generator)
+    matrix = kernels.SparseMatrix(weight, library)
+    for stride, dilation in ([(1, 1), (1, 1)], [(2, 2), (1, 1)], [(1, 3), (2, 1)]):
+        expected = torch.nn.functional.conv2d(x, weight.view(37, 10, *kernel), bias, stride, 0, dilation)
+        result = matrix.convolution(x, bias, kernel, stride, dilation)
+        torch.testing.assert_close(result, expected)
 
 
 def test_threads_of_the_caller_do_not_disturb_each_other():

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pixel_tile.h"
 #include "sparse_matrix.h"
 #include "token_tile.h"
 #include "vectors.h"
@@ -145,31 +146,14 @@ static void store_tokens(const float *y, int64_t rows, int tokens, float *Y, int
         for (int64_t n = 0; n < rows; n++) Y[t * ldy + n] = y[n * tokens + t];
 }
 
-/* The same for X [features][tokens], as the pixels of an image are: nothing to transpose. */
-static int load_pixels(const float *X, int64_t ldx, int left, int64_t features, int tokens, float *x)
-{
-    v4 poison = splat4(0);
-    for (int64_t k = 0; k < features; k++, X += ldx, x += tokens) {
-        if (left < tokens) memset(x + left, 0, (tokens - left) * sizeof(float));
-        memcpy(x, X, left * sizeof(float));
-        for (int t = 0; t < tokens; t += 4) poison += load4(x + t) - load4(x + t);
-    }
-    return is_clean(poison);
-}
-
-static void store_pixels(const float *y, int64_t rows, int tokens, float *Y, int64_t ldy, int left)
-{
-    for (int64_t n = 0; n < rows; n++) memcpy(Y + n * ldy, y + n * tokens, left * sizeof(float));
-}
-
 /* ---- The product ---- */
 
 typedef struct {
     const SparseMatrix *m;
     const float *X, *bias;
     float *Y;
-    int64_t tokens, ldx, ldy;   /* ld: from one row of X or Y to the next */
-    int pixels;
+    int64_t tokens;         /* or pixels of the result */
+    const Window *window;   /* NULL: X [tokens][cols], Y [tokens][rows] */
 } Product;
 
 /* Columns of the result for one chunk of rows and one tile. y [rows of the chunk, rounded up to 4][tokens]. */
@@ -202,7 +186,7 @@ static int work(const Product *p, Range chunks, Range tiles)
     const SparseMatrix *m = p->m;
     float y[CHUNK * LARGE] __attribute__((aligned(64)));
     if (tiles.begin >= tiles.end || chunks.begin == chunks.end) return 0;
-    if (p->tokens == 1 && !p->pixels) {
+    if (p->tokens == 1 && !p->window) {
         if (!all_finite(p->X, m->cols)) return 1;
         for (int64_t c = chunks.begin; c < chunks.end; c++) {
             const int64_t first = m->first_row[c];
@@ -219,14 +203,14 @@ static int work(const Product *p, Range chunks, Range tiles)
     for (int64_t i = tiles.begin; i < tiles.end && !status; i += tiles.stride) {
         const int64_t t = i * widest;
         const int left = (int)(p->tokens - t < widest ? p->tokens - t : widest), tokens = tile_for(left);
-        const int clean = p->pixels ? load_pixels(p->X + t, p->ldx, left, m->cols, tokens, x)
-                                    : load_tokens(p->X + t * p->ldx, p->ldx, left, m->cols, tokens, x);
+        const int clean = p->window ? load_patches(p->X, p->window, t, left, m->cols, tokens, x)
+                                    : load_tokens(p->X + t * m->cols, m->cols, left, m->cols, tokens, x);
         status = !clean;
         for (int64_t c = chunks.begin; c < chunks.end && !status; c++) {
             const int64_t first = m->first_row[c], rows = m->first_row[c + 1] - first;
             chunk_times_tile(m, c, x, p->bias, tokens, y);
-            if (p->pixels) store_pixels(y, rows, tokens, p->Y + first * p->ldy + t, p->ldy, left);
-            else store_tokens(y, rows, tokens, p->Y + t * p->ldy + first, p->ldy, left);
+            if (p->window) store_pixels(y, rows, tokens, p->Y + first * p->tokens + t, p->tokens, left);
+            else store_tokens(y, rows, tokens, p->Y + t * m->rows + first, m->rows, left);
         }
     }
     free(memory);
@@ -243,14 +227,15 @@ static int64_t part(const SparseMatrix *m, int i, int n)
     return c;
 }
 
-/* X [tokens][cols] and Y [tokens][rows]; with `pixels`, X [cols][tokens] and Y [rows][tokens]. bias: [rows] or NULL.
+/* X [tokens][cols] and Y [tokens][rows]; with a window, an image X as pixel_tile.h has it and Y [rows][pixels], `tokens`
+   being the number of pixels. bias: [rows] or NULL.
 
    Returns 0, or: 1 where an activation is infinite or NaN, with Y in an undefined state: in a dense product such a
    value meets the zeros of W too and makes NaN, so the caller takes that. -1 for want of memory. */
 int EXPORT(autosparse_matmul)(const SparseMatrix *m, const float *X, float *Y, int64_t tokens, const float *bias,
-                              int pixels, int threads)
+                              const Window *window, int threads)
 {
-    const Product p = {m, X, bias, Y, tokens, pixels ? tokens : m->cols, pixels ? tokens : m->rows, pixels};
+    const Product p = {m, X, bias, Y, tokens, window};
     const int64_t tiles = ceil_div(tokens, tile_for(tokens));
     const Range all = {0, m->chunks, 1};
 #ifdef _OPENMP
