@@ -66,9 +66,9 @@ def to_inference(
 ) -> nn.Module:
     """Prepare a model for fast inference where it is, in place, and return it in eval mode.
 
-    Every Linear, Conv1D and, on the CPU, Conv2d without groups may skip the zeros of its weight where they are enough. Outputs differ from
-    the dense model's by rounding only. A model that is still sparse is finalized first: copy it before if training goes
-    on.
+    Every Linear, Conv1D and, on the CPU, Conv2d without groups may skip the zeros of its weight, if they are enough.
+    Outputs differ from the dense model's by rounding only. A model that is still sparse is finalized first: copy it
+    before if training goes on.
 
     The model keeps its classes' names for `state_dict`, `save_pretrained`, pickling and copying; the sparse forms lie
     beside the dense weights and are derived again after loading. Call it under `torch.inference_mode()` or

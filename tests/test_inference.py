@@ -249,6 +249,12 @@ def test_compiles_into_one_graph_and_still_skips_zeros(monkeypatch):
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), dense(x))
     assert len(calls) == 2 * 3
+    convolution = to_inference(pruned(nn.Conv2d(4, 6, 3, stride=2, padding=1)), "sparse")
+    image = torch.randn(2, 4, 9, 7)
+    with torch.no_grad():
+        expected = convolution(image)
+        result = torch.compile(convolution, fullgraph=True, backend="aot_eager")(image)
+        torch.testing.assert_close(result, expected)
     x = torch.randn(3, 40)
     compiled(x).sum().backward()
     dense(x).sum().backward()

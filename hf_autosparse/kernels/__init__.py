@@ -27,6 +27,7 @@ __all__ = [
     "Matrix",
     "SparseMatrix",
     "cache_directory",
+    "convolved",
     "gpu",
     "library",
     "sparse_matrix",

@@ -26,7 +26,7 @@ class _Window(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("height", "width", "kernel_height", "kernel_width", "stride_height", "stride_width"),
-            *("dilation_height", "dilation_width", "out_width"),
+            *("dilation_height", "dilation_width", "out_height", "out_width", "grid_width"),
         )
     ]
 
@@ -116,13 +116,11 @@ class SparseMatrix:
             (images, rows, height, width) of the result, or None as in `product`.
         """
         size = x.shape[2:]
-        height, width = (convolved(*side) for side in zip(size, kernel, stride, dilation, strict=True))
-        pixels, y = height * width, torch.empty(x.shape[0], self.rows, height, width)
-        if kernel == stride == (1, 1):  # every pixel by itself: as one row, which no tile has to break
-            size, width = (1, pixels), pixels
-        window = _Window(*size, *kernel, *stride, *dilation, width)
+        out = tuple(convolved(*side) for side in zip(size, kernel, stride, dilation, strict=True))
+        y = torch.empty(x.shape[0], self.rows, *out)
+        window = _Window(*size, *kernel, *stride, *dilation, *out, size[1] if stride == (1, 1) else out[1])
         pointer = ctypes.addressof(window)
-        clean = [self._run(image, result, pixels, bias, pointer) for image, result in zip(x, y, strict=True)]
+        clean = [self._run(image, result, 0, bias, pointer) for image, result in zip(x, y, strict=True)]
         return y if all(clean) else None
 
     def gradient(self, grad: Tensor, x: Tensor, out: Tensor) -> bool:

@@ -6,11 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "names.h"
 #include "pixel_tile.h"
 #include "sparse_matrix.h"
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
 #define CALL(name) JOIN(JOIN(autosparse_, name), JOIN(_, ISA))
 
 int64_t autosparse_plan(const float *, int64_t, int64_t, int64_t, int64_t, int, uint16_t *, int64_t *, int64_t *,
@@ -67,19 +66,18 @@ static void check_gradient(const SparseMatrix *m, const float *w, int64_t n, int
     free(g), free(x), free(d);
 }
 
-/* kind: 0 for tokens, 1 for the pixels of a 1x1 convolution, 2 and 3 for an image of one channel under a window one row
-   high or one column wide. */
+/* kind: 0 for tokens, 1 for the pixels of a 1x1 convolution, then an image of one channel: 2 for a window of one row in
+   steps of 1, 3 for one of one column in larger steps. */
 static void check_output(const SparseMatrix *m, const float *w, const float *bias, int64_t n, int kind, int threads)
 {
     const int64_t rows = m->rows, cols = m->cols, out_height = n % 5 ? 1 : 5, out_width = n / out_height;
-    Window window = {1, n, 1, 1, 1, 1, 1, 1, n};
-    int64_t size = n * cols;
-    if (kind > 1) {
-        const int64_t high = kind == 3 ? cols : 1, wide = kind == 2 ? cols : 1;
-        window = (Window){3 * (out_height - 1) + 2 * (high - 1) + 1, 2 * (out_width - 1) + 3 * (wide - 1) + 1,
-                          high, wide, 3, 2, 2, 3, out_width};
-        size = window.height * window.width;
-    }
+    const int64_t high = kind == 3 ? cols : 1, wide = kind == 2 ? cols : 1;
+    const int64_t down = kind == 3 ? 3 : 1, right = kind == 3 ? 2 : 1;
+    const int64_t height = down * (out_height - 1) + 2 * (high - 1) + 1;
+    const int64_t width = right * (out_width - 1) + 3 * (wide - 1) + 1;
+    const Window window = {height, width, high, wide, down, right, 2, 3, out_height, out_width,
+                           kind == 3 ? out_width : width};
+    const int64_t size = kind > 1 ? height * width : n * cols;
     float *x = noise(size), *y = array(n * rows, sizeof(float));
     const Window *given = kind ? &window : NULL;
     expect(CALL(matmul)(m, x, y, n, bias, given, threads) == 0, "status", rows, cols, n);
@@ -87,8 +85,8 @@ static void check_output(const SparseMatrix *m, const float *w, const float *bia
         for (int64_t r = 0; r < rows; r++) {
             double sum = bias[r], magnitude = fabs(bias[r]);
             for (int64_t k = 0; k < cols; k++) {
-                const int64_t corner = t / out_width * 3 * window.width + t % out_width * 2;
-                const int64_t at[] = {t * cols + k, k * n + t, corner + 3 * k, corner + 2 * k * window.width};
+                const int64_t corner = t / out_width * down * width + t % out_width * right;
+                const int64_t at[] = {t * cols + k, k * n + t, corner + 3 * k, corner + 2 * k * width};
                 const double term = (double)w[r * cols + k] * x[at[kind]];
                 sum += term;
                 magnitude += fabs(term);

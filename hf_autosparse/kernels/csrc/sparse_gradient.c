@@ -9,13 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "names.h"
 #include "sparse_matrix.h"
 #include "token_tile.h"
 #include "vectors.h"
-
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define EXPORT(name) JOIN(JOIN(name, _), ISA)
 
 #define TILE (8 * WIDEST < 64 ? 8 * WIDEST : 64)
 #define NV (TILE / WIDEST)

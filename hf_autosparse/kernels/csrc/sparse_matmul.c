@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "names.h"
 #include "pixel_tile.h"
 #include "sparse_matrix.h"
 #include "token_tile.h"
@@ -14,10 +15,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define EXPORT(name) JOIN(JOIN(name, _), ISA)
 
 typedef struct {
     const char *value;   /* float or bfloat16 */
@@ -152,8 +149,9 @@ typedef struct {
     const SparseMatrix *m;
     const float *X, *bias;
     float *Y;
-    int64_t tokens;         /* or pixels of the result */
+    int64_t tokens;         /* or positions of the window */
     const Window *window;   /* NULL: X [tokens][cols], Y [tokens][rows] */
+    int64_t pixels;         /* with a window: Y [rows][pixels] */
 } Product;
 
 /* Columns of the result for one chunk of rows and one tile. y [rows of the chunk, rounded up to 4][tokens]. */
@@ -209,7 +207,7 @@ static int work(const Product *p, Range chunks, Range tiles)
         for (int64_t c = chunks.begin; c < chunks.end && !status; c++) {
             const int64_t first = m->first_row[c], rows = m->first_row[c + 1] - first;
             chunk_times_tile(m, c, x, p->bias, tokens, y);
-            if (p->window) store_pixels(y, rows, tokens, p->Y + first * p->tokens + t, p->tokens, left);
+            if (p->window) store_pixels(y, rows, tokens, p->window, t, left, p->Y + first * p->pixels, p->pixels);
             else store_tokens(y, rows, tokens, p->Y + t * m->rows + first, m->rows, left);
         }
     }
@@ -227,15 +225,16 @@ static int64_t part(const SparseMatrix *m, int i, int n)
     return c;
 }
 
-/* X [tokens][cols] and Y [tokens][rows]; with a window, an image X as pixel_tile.h has it and Y [rows][pixels], `tokens`
-   being the number of pixels. bias: [rows] or NULL.
+/* X [tokens][cols] and Y [tokens][rows]; with a window, an image X [channels][height][width], Y [rows][pixels], and
+   `tokens` is not read. bias: [rows] or NULL.
 
    Returns 0, or: 1 where an activation is infinite or NaN, with Y in an undefined state: in a dense product such a
    value meets the zeros of W too and makes NaN, so the caller takes that. -1 for want of memory. */
 int EXPORT(autosparse_matmul)(const SparseMatrix *m, const float *X, float *Y, int64_t tokens, const float *bias,
                               const Window *window, int threads)
 {
-    const Product p = {m, X, bias, Y, tokens, window};
+    if (window) tokens = positions_of(window);
+    const Product p = {m, X, bias, Y, tokens, window, window ? window->out_height * window->out_width : 0};
     const int64_t tiles = ceil_div(tokens, tile_for(tokens));
     const Range all = {0, m->chunks, 1};
 #ifdef _OPENMP

@@ -8,9 +8,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define EXPORT(name) JOIN(JOIN(name, _), ISA)
+#include "names.h"
 
 /* A unit of work: a piece of one row, or some columns. The sums of the units are added in a fixed order: the same for
    any number of threads. They are taken in double: memory is the limit, so it costs nothing. */
