@@ -103,8 +103,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def path_of(name: str, threads: int) -> Path:
-    return RESULTS / f"{name}_{threads}_threads.json"
+def path_of(name: str, where: dict[str, object]) -> Path:
+    """`where`: from `device`. A file for each instruction set of the kernels."""
+    return RESULTS / f"{name}_{str(where['kernels']).partition(' ')[0]}_{where['threads']}_threads.json"
 
 
 def earlier(name: str, where: dict[str, object], settings: dict[str, object]) -> list[dict[str, object]]:
@@ -113,7 +114,7 @@ def earlier(name: str, where: dict[str, object], settings: dict[str, object]) ->
     Raises:
         SystemExit: they come from another machine, other versions or settings.
     """
-    path = path_of(name, where["threads"])
+    path = path_of(name, where)
     if not path.exists():
         return []
     content = json.loads(path.read_text())
@@ -128,7 +129,7 @@ def earlier(name: str, where: dict[str, object], settings: dict[str, object]) ->
 def write(name: str, where: dict[str, object], settings: dict[str, object], results: list[dict[str, object]]) -> None:
     """benchmarks/results/NAME.json, in one step."""
     RESULTS.mkdir(exist_ok=True)
-    path = path_of(name, where["threads"])
+    path = path_of(name, where)
     draft = path.with_suffix(".tmp")
     lines = ",\n".join(json.dumps(entry) for entry in _rounded(results))  # a result a line
     head = json.dumps({"device": where, "settings": settings}, indent=1).removesuffix("\n}")

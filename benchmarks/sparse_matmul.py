@@ -135,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     where = device()
     if args.plot:
-        draw(args.threads)
+        draw(where)
         return
     print(where)
     if args.weights:
@@ -158,13 +158,13 @@ def main() -> None:
         write(NAME, where, settings, results)
         print(f"{len(todo)} of {len(cells(False))} are left: run again" if todo else "all is measured")
         if not todo:
-            draw(args.threads)
+            draw(where)
 
 
-def draw(threads: int) -> None:
+def draw(where: dict[str, object]) -> None:
     from sparse_matmul_plots import draw_all  # needs matplotlib
 
-    draw_all(NAME, threads, crossover)
+    draw_all(NAME, where, crossover)
 
 
 if __name__ == "__main__":

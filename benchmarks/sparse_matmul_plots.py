@@ -62,9 +62,11 @@ LIMIT = {"color": MUTED, "linestyle": DASHES[3], "linewidth": 1.2}
 Crossover = Callable[[list[tuple[float, float]]], float | None]
 
 
-def draw_all(name: str, threads: int, crossover: Crossover) -> None:
-    content = json.loads(path_of(name, threads).read_text())
-    machine = f"{content['device']['processor']}, {threads} thread{'s' * (threads > 1)}, float32"
+def draw_all(name: str, where: dict[str, object], crossover: Crossover) -> None:
+    """`where`: from `measuring.device`."""
+    content = json.loads(path_of(name, where).read_text())
+    threads, isa = where["threads"], where["kernels"]
+    machine = f"{content['device']['processor']}, {isa}, {threads} thread{'s' * (threads > 1)}, float32"
     results = content["results"]
     print(save(_rivals(results, machine, crossover), IMAGES / f"{name}_rivals.png"))
     print(save(_shapes(results, machine, crossover), IMAGES / f"{name}_shapes.png"))

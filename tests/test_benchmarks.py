@@ -39,10 +39,10 @@ def test_unevenness_of_rows_by_hand(benchmark):
 def test_a_run_goes_on_only_where_it_was_begun(benchmark, tmp_path, monkeypatch):
     measuring = benchmark("measuring")
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
-    where = {"threads": 1, "processor": "A", "date": "today"}
+    where = {"threads": 1, "processor": "A", "kernels": "sse2", "date": "today"}
     assert measuring.earlier("x", where, {"rounds": 3}) == []
     measuring.write("x", where, {"rounds": 3}, [{"time": 1.23456, "of": [1, 2]}, {"time": 2.0}])
-    assert json.loads((tmp_path / "x_1_threads.json").read_text())["device"] == where
+    assert json.loads((tmp_path / "x_sse2_1_threads.json").read_text())["device"] == where
     assert measuring.earlier("x", where | {"date": "later"}, {"rounds": 3}) == [
         {"time": 1.235, "of": [1, 2]},
         {"time": 2.0},
