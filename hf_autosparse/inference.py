@@ -79,8 +79,9 @@ def to_inference(
         backend: "auto": for each layer and number of tokens the faster product, as measured on this machine the first
             time (a few seconds, kept in the user's cache). "sparse": the sparse product for every layer with at least
             30 % zeros, on the CPU. "sparse_bfloat16": the same with the non-zeros rounded to bfloat16, 3 bytes each
-            instead of 5, for large models and few tokens; "auto" leaves it out, since it changes the model. "bitmask":
-            for up to 16 tokens on a GPU. "semi_structured": on a GPU, the 2:4 product. "dense": undo.
+            instead of 5, for large models and few tokens; "auto" considers it where that changes no weight, as in a
+            model trained in bfloat16. "bitmask": for up to 16 tokens on a GPU. "semi_structured": on a GPU, the 2:4
+            product. "dense": undo.
         overrides: pattern over full layer names (glob) -> one of these but "auto", whatever `backend` says.
         remeasure: measure again instead of reading the cache.
 
@@ -117,7 +118,7 @@ def to_inference(
         pick = picks[name]
         shape, size = tuple(module.weight.shape), 0
         if pick.sparse_for:
-            swap_in(module, pick.sparse_for, pick.backend)
+            swap_in(module, pick.sparse_for, pick.backend, exact=pick.measured)
             size = module.matrix_bytes
         used = pick.backend if pick.sparse_for else "dense"
         rows.append(BackendRow(name, shape, pick.zeros, used, pick.reason, size))
@@ -163,12 +164,16 @@ def _check_devices(layers: Mapping[str, nn.Module], wanted: Mapping[str, str]) -
 
 @dataclass(frozen=True)
 class _Pick:
-    """`zeros`: their fraction. `sparse_for`: numbers of tokens to go sparse for, in the form that `backend` names."""
+    """`zeros`: their fraction. `sparse_for`: numbers of tokens to go sparse for, in the form that `backend` names.
+
+    `measured`: it was not asked for, but found to be faster.
+    """
 
     zeros: float
     sparse_for: Ranges
     reason: str
     backend: str = "dense"
+    measured: bool = False
 
 
 class _Picker:
@@ -209,7 +214,7 @@ class _Picker:
             return _Pick(zeros, (), f"no {forms[0].needs.removeprefix('the ')} on this machine")
         speedups = {form.name: self._speedups(layer, zeros, form.name) for form in usable}
         best = max(speedups, key=lambda form: sum(math.log(max(1.0, ratio)) for ratio in speedups[form].values()))
-        return _Pick(zeros, ranges(speedups[best]), _reason(layer, speedups[best]), best)
+        return _Pick(zeros, ranges(speedups[best]), _reason(layer, speedups[best]), best, measured=True)
 
     def save(self) -> None:
         for crossover in self._crossovers.values():
@@ -227,7 +232,7 @@ class _Picker:
         if weight is None:
             return "its weight is computed by another module (weight norm, pruning)"
         forms = [form for form in kernels.BACKENDS.values() if wanted in ("auto", "dense", form.name)]
-        forms = [form for form in forms if form.device == weight.device.type and not (form.rounds and wanted == "auto")]
+        forms = [form for form in forms if form.device == weight.device.type]
         if not forms:
             return f"on {weight.device}: the kernels are for the CPU"
         if not any(form.applies(weight) for form in forms):
@@ -242,7 +247,9 @@ class _Picker:
                 return "a convolution with groups"
             if not any(form.convolves for form in forms):
                 return "a convolution: on a GPU it stays dense"
-        return [form for form in forms if form.applies(weight) and (form.convolves or not isinstance(layer, nn.Conv2d))]
+        convolves = isinstance(layer, nn.Conv2d)
+        forms = [form for form in forms if form.applies(weight) and (form.convolves or not convolves)]
+        return [form for form in forms if wanted != "auto" or form.exact(weight.detach())]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -33,7 +33,8 @@ class InferenceLayer:
 
     It can for plain tensors of its backend's device and dtypes (on the CPU finite float32), without autocast, when no
     gradient is asked for. It may for the numbers of tokens (or pixels) in `sparse_for`, a sequence of inclusive ranges.
-    `backend` is the name of the sparse form, one of `kernels.BACKENDS`.
+    `backend` is the name of the sparse form, one of `kernels.BACKENDS`; with `exact`, a weight that this form would
+    round takes the dense product.
 
     The checks are written for speed: one small layer takes ten microseconds, and a model has hundreds.
     """
@@ -42,6 +43,7 @@ class InferenceLayer:
     bias: nn.Parameter | None
     sparse_for: Ranges
     backend: str = "sparse"
+    exact: bool = False
 
     def matrix_view(self) -> Tensor:
         """The weight as (outputs, inputs)."""
@@ -104,7 +106,8 @@ class InferenceLayer:
         stamp = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if cached is None or cached[0] != stamp:
             backend = kernels.BACKENDS[self.backend]
-            matrix = backend.build(self.matrix_view().detach()) if backend.applies(weight) else None
+            takes = backend.applies(weight) and (not self.exact or backend.exact(weight.detach()))
+            matrix = backend.build(self.matrix_view().detach()) if takes else None
             self._packed = cached = (stamp, matrix)
         return cached[1]
 
@@ -120,9 +123,9 @@ class InferenceLayer:
 
     # ---- Copies: the sparse form and the handle are the original's own ----
 
-    def prepare(self, sparse_for: Ranges, backend: str) -> None:
+    def prepare(self, sparse_for: Ranges, backend: str, exact: bool) -> None:
         """Set up an object whose class was just swapped; builds the sparse form."""
-        self.sparse_for, self.backend = sparse_for, backend
+        self.sparse_for, self.backend, self.exact = sparse_for, backend, exact
         self._register()
         if sparse_for:
             self._matrix(int(sparse_for[0][0]))
@@ -223,14 +226,14 @@ def inference_class(module: nn.Module) -> type[InferenceLayer] | None:
     return _CLASSES.get(cls)
 
 
-def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse") -> None:
+def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse", exact: bool = False) -> None:
     """Make a dense layer one for inference, in place."""
     module.__class__ = inference_class(module)
-    module.prepare(sparse_for, backend)
+    module.prepare(sparse_for, backend, exact)
 
 
 def swap_out(layer: InferenceLayer) -> None:
     """Undo `swap_in`."""
-    for name in ("_packed", "_handle", "sparse_for", "backend"):
+    for name in ("_packed", "_handle", "sparse_for", "backend", "exact"):
         layer.__dict__.pop(name, None)
     layer.__class__ = type(layer).__mro__[2]  # (inference class, InferenceLayer, dense class, ...)

@@ -364,7 +364,7 @@ def test_overrides():
     assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == EVERY_NUMBER
 
 
-def test_bfloat16_values_are_taken_only_when_asked_for(speedups):
+def test_values_that_bfloat16_would_change_take_it_only_when_asked_for(speedups):
     model = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(1, 4, 1)).eval()
     with torch.no_grad():
         model[0].weight *= torch.rand(64, 64) >= 0.7
@@ -377,6 +377,27 @@ def test_bfloat16_values_are_taken_only_when_asked_for(speedups):
         x = torch.randn(3, 64)
         torch.testing.assert_close(model[0](x), rounded[0](x), rtol=1e-5, atol=1e-5)
         assert not torch.equal(model[0](x), to_inference(model, "sparse")[0](x))
+
+
+def test_values_that_bfloat16_keeps_may_take_it(monkeypatch):
+    measured = {"sparse": {1: 2.0}, "sparse_bfloat16": {1: 3.0}}
+    monkeypatch.setattr(crossover, "_measure", lambda layer, sparsity, mebibytes, backend: measured[backend])
+    layer = pruned(nn.Linear(64, 64))
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    model = to_inference(nn.Sequential(layer))
+    (row,) = inference_report(model).rows
+    assert row.backend == "sparse_bfloat16"
+    x = torch.randn(1, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), nn.functional.linear(x, layer.weight, layer.bias))
+    with torch.no_grad():
+        layer.weight[:, 0] = 1.0 + 2.0**-12  # no longer a bfloat16 number: the layer is exact still, but dense
+        x = torch.zeros(1, 64)
+        x[0, 0] = 1.0
+        assert torch.equal(model(x)[0], layer.weight[:, 0] + layer.bias)
+    measured["sparse_bfloat16"] = {1: 1.0}
+    (row,) = inference_report(to_inference(model, remeasure=True)).rows
+    assert row.backend == "sparse"
 
 
 def test_bad_arguments():

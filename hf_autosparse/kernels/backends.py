@@ -39,7 +39,7 @@ class Backend:
         refusal: why a weight (rows, cols) cannot take the form, or None.
         most_tokens: beyond, `product` is None.
         convolves: whether it has a `convolution`.
-        rounds: whether it rounds the weight: then it is taken only where it is asked for by name.
+        exact: whether it keeps every value of a weight. Where not, it is taken only if it is asked for by name.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Backend:
     refusal: Callable[[Tensor], str | None] = lambda weight: None
     most_tokens: float = math.inf
     convolves: bool = False
-    rounds: bool = False
+    exact: Callable[[Tensor], bool] = lambda weight: True
 
     def applies(self, tensor: Tensor) -> bool:
         """Whether weight, bias or activations are of the right device and dtype."""
@@ -98,7 +98,7 @@ BACKENDS = {
             needs="the C kernels",
             status=_c_status,
             convolves=True,
-            rounds=True,
+            exact=lambda weight: torch.equal(weight, weight.bfloat16().float()),
         ),
         Backend(
             "bitmask",
