@@ -7,17 +7,22 @@ Random weights, the smallest magnitudes of each Linear but the output layer zero
 learned thresholds do. "free" is the limit: the sparse layers' products cost nothing. "int8" is torch's dynamic
 quantisation of every Linear of the dense model. It includes the output layer, which the other models leave dense; so
 the sparse ones and the limit are shown with an int8 output layer too ("+ int8 output", other tokens), and the sparse
-ones after screen_output ("+ screened output", the same tokens).
+ones after screen_output ("+ screened output", the same tokens). "-bfloat16": the sparse layers' weights are bfloat16
+numbers, as in a model trained so; then "auto" may store them in 3 bytes instead of 5. `--runtimes` adds the dense model
+in ONNX Runtime and OpenVINO: `pip install onnx onnxscript onnxruntime openvino`.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
 import functools
+import itertools
 import warnings
 
 import torch
+from decode_runtimes import runtimes
 from measuring import device, earlier, interleaved, prune, summary, write
 from torch import nn
 from transformers import MarianConfig, MarianMTModel
@@ -56,10 +61,12 @@ def layers_to_prune(model: nn.Module) -> list[nn.Linear]:
 
 
 @torch.no_grad()
-def pruned(model: nn.Module, fraction: float, uneven: bool) -> nn.Module:
+def pruned(model: nn.Module, fraction: float, uneven: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy with that fraction of zeros; the others are rounded to `dtype` and stay float32."""
     model = copy.deepcopy(model)
     for layer in layers_to_prune(model):
         prune(layer.weight, fraction, uneven)
+        layer.weight.copy_(layer.weight.to(dtype))
     return model
 
 
@@ -107,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of each model at least (default: 7)")
     parser.add_argument("--quick", action="store_true", help="batch 1 only, under a minute; writes nothing")
     parser.add_argument("--uneven", action="store_true", help="rows of unequal sparsity")
+    parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO too")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -120,13 +128,15 @@ def main() -> None:
     dense = translator(args.vocabulary, args.size)
     models = {"dense": dense, "int8": quantised(dense, {nn.Linear}), "free": freed(dense)}
     expected = {}
-    for fraction in (0.8, 0.9):
-        name, model = f"{fraction:.0%}", pruned(dense, fraction, args.uneven)
+    for fraction, dtype in itertools.product((0.8, 0.9), (torch.float32, torch.bfloat16)):
+        name = f"{fraction:.0%}" + "-bfloat16" * (dtype is torch.bfloat16)
+        model = pruned(dense, fraction, args.uneven, dtype)
         expected[name] = [generated(model, batch) for batch in batches]
         models[name] = to_inference(model)
-        picked = sum(row.backend == "sparse" for row in inference_report(model).rows)
-        print(f"{name}: sparsity {sparsity(model):.2%} with the output layer, {picked} layers sparse")
-    models |= {f"{name} + int8 output": quantised(models[name], {"lm_head"}) for name in ("free", *expected)}
+        picked = collections.Counter(row.backend for row in inference_report(model).rows)
+        print(f"{name}: sparsity {sparsity(model):.2%} with the output layer, {dict(picked)}")
+    with_int8 = ("free", *(name for name in expected if "bfloat16" not in name))
+    models |= {f"{name} + int8 output": quantised(models[name], {"lm_head"}) for name in with_int8}
     models |= {f"{name} + screened output": screen_output(twin(models[name])) for name in expected}
     rounds, seconds = (3, 2.0) if args.quick else (args.rounds, 20.0)
     for i, batch in enumerate(batches):
@@ -136,6 +146,11 @@ def main() -> None:
             if name.partition(" ")[0] in expected
         }
         calls = {name: functools.partial(generated, model, batch) for name, model in models.items()}
+        if args.runtimes:
+            ids, right = sentences(args.vocabulary, batch), generated(dense, batch)
+            rivals = runtimes(dense, ids, NEW_TOKENS)
+            same |= {name: torch.equal(generate(ids), right) for name, generate in rivals.items()}
+            calls |= {name: functools.partial(generate, ids) for name, generate in rivals.items()}
         figures = summary(interleaved(calls, rounds, seconds), "dense")
         print(f"\nbatch {batch}; the same tokens as with dense products: {same}")
         print("| model | ms a step | tokens/s | speed-up | quartiles | share of the limit | Linears alone |")
@@ -160,11 +175,15 @@ def main() -> None:
 
 
 def generated(model: nn.Module, batch: int) -> torch.Tensor:
-    """Tokens (batch, NEW_TOKENS + 1) for sentences of random tokens, the same for every model."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(2, model.config.vocab_size, (batch, SOURCE_TOKENS), generator=generator)
+    """Tokens (batch, NEW_TOKENS + 1)."""
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    return model.generate(ids, **length, do_sample=False, num_beams=1)
+    return model.generate(sentences(model.config.vocab_size, batch), **length, do_sample=False, num_beams=1)
+
+
+def sentences(vocabulary: int, batch: int) -> torch.Tensor:
+    """Random tokens (batch, SOURCE_TOKENS), the same for every model."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(2, vocabulary, (batch, SOURCE_TOKENS), generator=generator)
 
 
 if __name__ == "__main__":

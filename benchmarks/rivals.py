@@ -173,7 +173,8 @@ def exported(weights: list[Tensor], tokens: int) -> bytes:
     return model.SerializeToString()
 
 
-def onnxruntime_session(model: bytes):
+def onnxruntime_session(model: bytes | str):
+    """Of an exported model, or of its file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -182,7 +183,8 @@ def onnxruntime_session(model: bytes):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def openvino_request(model: bytes):
+def openvino_request(model: bytes | str):
+    """Of an exported model, or of its file."""
     import openvino
 
     settings = {
@@ -190,7 +192,9 @@ def openvino_request(model: bytes):
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    return openvino.compile_model(openvino.Core().read_model(model, b""), "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    read = core.read_model(model) if isinstance(model, str) else core.read_model(model, b"")
+    return core.compile_model(read, "CPU", settings).create_infer_request()
 
 
 def onnxruntime_fp32(weights: list[Tensor], x: Tensor) -> Call:
