@@ -18,6 +18,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from . import kernels
+
 _MOST_SEQUENCES = 64  # of one call; beyond, the float32 product is taken
 _MOST_CANDIDATES = 0.1  # of all logits; beyond, int8 hardly tells the tokens apart
 _ROUNDING = 1e-5  # of |x| |q|: what float32 sums may be wrong by, with a margin
@@ -52,17 +54,26 @@ class ScreenedOutput(nn.Linear):
         logits = torch.ops.quantized.linear_dynamic(x, screen.packed, True)
         scale, zero = torch._choose_qparams_per_tensor(x, True)  # as linear_dynamic does
         lost = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 127).sub_(x).norm(dim=1, keepdim=True)
-        offset = self._offset()
+        bounds = torch.cat([lost + _ROUNDING * size, size], 1)
+        return None if self._correct(logits, x, bounds, screen.sizes) is None else logits
+
+    def _correct(self, logits: Tensor, x: Tensor, bounds: Tensor, sizes: Tensor) -> int | None:
+        """Compute again, in place, what could be among the `top` largest, and return how many; None if too many."""
+        offset, library = self._offset(), kernels.library()
+        tensors = (logits, x, self.weight, self.bias, offset, sizes, bounds)
+        plain = all(t is None or (t.dtype is torch.float32 and t.is_contiguous()) for t in tensors)
+        if library is not None and plain and self.top <= kernels.screen.MOST_TOP:
+            most = int(_MOST_CANDIDATES * logits.shape[1])
+            return kernels.screen.correct(library, *tensors, self.top, most)
         shifted = logits if offset is None else logits + offset
         best = shifted.topk(self.top, dim=1).indices
         exact = self._exact(x[:, None], best)
         least = (exact if offset is None else exact + offset[best]).amin(1, keepdim=True)
-        near = torch.addmm(shifted, torch.cat([lost + _ROUNDING * size, size], 1), screen.sizes) >= least
-        token, row = near.nonzero(as_tuple=True)
-        if not len(token) < _MOST_CANDIDATES * logits.numel():
+        token, row = (torch.addmm(shifted, bounds, sizes) >= least).nonzero(as_tuple=True)
+        if len(token) > _MOST_CANDIDATES * logits.numel():
             return None
         logits[token, row] = self._exact(x[token], row)
-        return logits
+        return len(token)
 
     def _exact(self, x: Tensor, row: Tensor) -> Tensor:
         """Logits in float32: x (..., in_features), row (...)."""

@@ -13,7 +13,7 @@ import threading
 
 import torch
 
-from . import gpu, sparse_matrix, threshold
+from . import gpu, screen, sparse_matrix, threshold
 from .backends import BACKENDS, Backend, Matrix
 from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
 from .build import BuildError, instruction_sets
@@ -30,6 +30,7 @@ __all__ = [
     "convolved",
     "gpu",
     "library",
+    "screen",
     "sparse_matrix",
     "status",
     "threads",

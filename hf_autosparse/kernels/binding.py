@@ -15,6 +15,7 @@ _PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctype
 _SIGNATURES = {
     "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _PTR, _INT]),
     "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
+    "screen": (_LONG, [_PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT, _LONG, _INT]),
     "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
     "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
 }
@@ -34,6 +35,7 @@ class Library:
     fill: ctypes._CFuncPtr
     matmul: ctypes._CFuncPtr
     gradient: ctypes._CFuncPtr
+    screen: ctypes._CFuncPtr
     forward: ctypes._CFuncPtr
     backward: ctypes._CFuncPtr
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _SOURCES = Path(__file__).parent / "csrc"
 _ONCE = ("sparse_pack.c",)
-_PER_ISA = ("sparse_matmul.c", "sparse_gradient.c", "threshold.c")
+_PER_ISA = ("sparse_matmul.c", "sparse_gradient.c", "screen.c", "threshold.c")
 # -ffast-math would change results, and at link time it makes the whole process flush denormals.
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _AVX2 = ("-mavx2", "-mfma")

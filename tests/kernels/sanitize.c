@@ -17,6 +17,8 @@ int64_t autosparse_plan(const float *, int64_t, int64_t, int64_t, int64_t, int, 
 int autosparse_fill(const SparseMatrix *, const float *, int64_t, int64_t, int);
 int CALL(matmul)(const SparseMatrix *, const float *, float *, int64_t, const float *, const Window *, int);
 int CALL(gradient)(const SparseMatrix *, const float *, const float *, float *, int64_t, int64_t, int64_t, int);
+int64_t CALL(screen)(float *, const float *, const float *, const float *, const float *, const float *, const float *,
+                     const float *, int64_t, int64_t, int64_t, int, int64_t, int);
 void CALL(forward)(const float *, const float *, float *, int64_t, int64_t, int, int);
 int CALL(backward)(const float *, const float *, const float *, float, float *, float *, int64_t, int64_t, int, int);
 
@@ -96,6 +98,34 @@ static void check_output(const SparseMatrix *m, const float *w, const float *bia
     x[size - 1] = n % 2 ? NAN : INFINITY;
     expect(CALL(matmul)(m, x, y, n, NULL, given, threads) == 1, "non-finite", rows, cols, n);
     free(x), free(y);
+}
+
+/* Logits that are wrong by no more than they may be: the `top` largest come out exact. */
+static void check_screen(int64_t rows, int64_t cols, int top, int threads)
+{
+    const int64_t tokens = 3;
+    float *x = noise(tokens * cols), *w = noise(rows * cols), *bias = noise(rows), *offset = noise(rows);
+    float *kept = noise(rows), *lost = noise(rows), *y = array(tokens * rows, sizeof(float));
+    const float bounds[] = {0.01f, 0.02f, 0.03f, 0, 0, 0.01f};
+    double *exact = array(tokens * rows, sizeof(double));
+    for (int64_t r = 0; r < rows; r++) kept[r] = fabsf(kept[r]), lost[r] = fabsf(lost[r]);
+    for (int64_t i = 0; i < tokens * rows; i++) {
+        const int64_t t = i / rows, r = i % rows;
+        exact[i] = bias[r];
+        for (int64_t k = 0; k < cols; k++) exact[i] += (double)w[r * cols + k] * x[t * cols + k];
+        y[i] = (float)exact[i] + (2 * uniform() - 1) * 0.99f * (bounds[2 * t] * kept[r] + bounds[2 * t + 1] * lost[r]);
+    }
+    const int64_t again =
+        CALL(screen)(y, x, w, bias, offset, kept, lost, bounds, tokens, rows, cols, top, rows, threads);
+    expect(again >= tokens * top && again <= tokens * rows, "candidates", rows, cols, top);
+    for (int64_t i = 0; i < tokens * rows; i++) {
+        int64_t larger = 0;
+        for (int64_t r = 0; r < rows; r++)
+            larger += exact[i / rows * rows + r] + offset[r] > exact[i] + offset[i % rows];
+        if (larger < top) expect(fabs(y[i] - exact[i]) <= 1e-5, "largest", rows, cols, top);
+    }
+    expect(CALL(screen)(y, x, w, bias, offset, kept, lost, bounds, tokens, rows, cols, top, top - 1, threads) == -1, "too many", rows, cols, top);
+    free(x), free(w), free(bias), free(offset), free(kept), free(lost), free(y), free(exact);
 }
 
 /* With a weight that bfloat16 holds exactly, both kinds of values give the same bits. Changes m's values. */
@@ -182,6 +212,10 @@ int main(void)
         for (int i = 0; i < n; i++)
             for (int j = 0; j < n; j++) check_product(sizes[i], sizes[j], (float)((i + j) % 4) / 3, threads);
         check_product(1100, 40, 0.9f, threads);
+        for (int i = 0; i < n; i++) {
+            check_screen(sizes[i], sizes[n - 1 - i], 1, threads);
+            check_screen(sizes[i] + 64, sizes[i], i % 2 ? 4 : 64, threads);
+        }
         for (int i = 0; i < n; i++)
             for (int by_columns = 0; by_columns < 2; by_columns++) {
                 check_threshold(sizes[i], sizes[n - 1 - i], by_columns, threads);

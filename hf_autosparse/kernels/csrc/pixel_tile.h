@@ -13,9 +13,9 @@ enum { MOST_POSITIONS = 64 };   /* of a tile */
 /* What a convolution sees of an image, which is padded already. The features of a position are the image's values under
    its window: [channels][kernel_height][kernel_width], as the columns of the weight are.
 
-   Positions are numbered row by row, `grid_width` in each. With strides of 1 that is the image's width: then consecutive
-   positions see consecutive values, which are copied as they lie. The last positions of a row, beyond `out_width`, see
-   values of two rows and make no pixel. */
+   Positions are numbered row by row, `grid_width` in each. With strides of 1 that is the image's width: consecutive
+   positions then see consecutive values, which are copied as they lie. The last positions of a row, beyond `out_width`,
+   see values of two rows and make no pixel. */
 typedef struct {
     int64_t height, width;               /* of the image */
     int64_t kernel_height, kernel_width;
@@ -48,7 +48,8 @@ static inline int load_patches(const float *X, const Window *w, int64_t first, i
     COPIED_V poison = JOIN(splat, COPIED)(0);
     int64_t channel = 0, down = 0, right = 0;
     for (int64_t k = 0; k < features; k++, x += tokens) {
-        const float *from = X + (channel * w->height + down * w->dilation_height) * w->width + right * w->dilation_width;
+        const int64_t row = channel * w->height + down * w->dilation_height;
+        const float *from = X + row * w->width + right * w->dilation_width;
         if (!contiguous || left < tokens) {
             for (int t = 0; t < left; t++) x[t] = from[at[t]];
             for (int t = left; t < tokens; t++) x[t] = 0;
