@@ -198,7 +198,7 @@ def test_timm():
             importlib.import_module(package)
         except (ImportError, RuntimeError) as error:  # RuntimeError: its operators are of another torch
             pytest.skip(f"{package} cannot be imported: {error}")
-    section = {"type": "timm_wrapper", "config": {"architecture": "resnet18", "model_args": {"pretrained": False}}}
+    section = {"type": "timm_wrapper", "config": {"architecture": "resnet18"}}
     torch.manual_seed(0)
     model = build_model(section, CLASSES)
     assert model.config.num_labels == 3
