@@ -76,7 +76,7 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "mkl", "onnx", "onnxruntime", "openvino")
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "mkl", "onnx", "onnxruntime", "openvino", "pquant-ml")
 
 
 def device() -> dict[str, object]:

@@ -4,9 +4,11 @@
     python benchmarks/training_step.py --threads 1 --compute
 
 Forward, backward and fused AdamW; 96 sparse layers with 44 M weights; float32. At 60 % sparsity and alpha 0.5, with
-dense products in all of them, to see what thresholding costs. With `--compute`: what sparse products save, at 80 and
-90 % sparsity, with alpha 0 (the weight gradient is computed where the weight is not 0) and 0.5 (everywhere).
-`--layers 2` takes 2 + 2 of the 6 + 6 layers and a third of the vocabulary: the same shares in a third of the time.
+dense products in all of them, to see what thresholding costs here and elsewhere: layers as STR's, masks of
+torch.nn.utils.prune, and PQuantML's AutoSparse layer where it is installed (`pip install pquant-ml`). With `--compute`:
+what sparse products save, at 80 and 90 % sparsity, with alpha 0 (the weight gradient is computed where the weight is
+not 0) and 0.5 (everywhere). `--layers 2` takes 2 + 2 of the 6 + 6 layers and a third of the vocabulary: the same shares
+in a third of the time.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from unittest import mock
 import torch
 from decode import translator
 from measuring import device, interleaved, summary, write
+from training_rivals import rivals
 
 from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
 
@@ -49,11 +52,14 @@ def thresholded(dense: torch.nn.Module, sparsity: float, alpha: float, compute: 
 
 def thresholding(dense: torch.nn.Module, ids: torch.Tensor) -> dict:
     sparse = thresholded(dense, 0.6, 0.5)
-    return {
+    calls = {
         "dense": stepper(copy.deepcopy(dense), ids),
         "sparse, torch": stepper(copy.deepcopy(sparse), ids, plain_torch=True),
         "sparse, C": stepper(sparse, ids),
     }
+    there, missing = rivals()
+    print(missing or "no rival is missing")
+    return calls | {name: stepper(treat(copy.deepcopy(dense), 0.6), ids) for name, treat in there.items()}
 
 
 def computing(dense: torch.nn.Module, ids: torch.Tensor) -> dict:

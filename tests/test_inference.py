@@ -109,6 +109,25 @@ def test_layer_computes_what_the_dense_one_does(layer, shape, monkeypatch):
         assert model(empty).shape == dense(empty).shape
 
 
+def test_images_in_any_form(monkeypatch):
+    dense = pruned(nn.Conv2d(16, 33, 3, padding=1, stride=2)).eval()
+    layer = to_inference(copy.deepcopy(dense), "sparse")
+    image = torch.randn(2, 16, 9, 11)
+    calls = kernel_calls(monkeypatch)
+    with torch.inference_mode():
+        expected = dense(image)
+        torch.testing.assert_close(layer(image.to(memory_format=torch.channels_last)), expected)
+        torch.testing.assert_close(layer.to(memory_format=torch.channels_last)(image), expected)
+        assert len(calls) == 2
+        torch.testing.assert_close(layer(image[0]), expected[0])  # without a batch: the dense layer's
+        image[1, 3, 4, 5] = float("nan")
+        assert torch.equal(layer(image).isnan(), dense(image).isnan())
+        with pytest.raises(RuntimeError, match="channels"):
+            layer(image[:, :5])
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            to_inference(pruned(nn.Conv2d(16, 4, 5)), "sparse")(image[:, :, :3])
+
+
 def test_in_the_model_nothing_but_the_class_changes(tmp_path):
     model = tiny_translator().eval()
     for module in model.modules():
