@@ -123,7 +123,7 @@ class InferenceLayer:
 
     # ---- Copies: the sparse form and the handle are the original's own ----
 
-    def prepare(self, sparse_for: Ranges, backend: str, exact: bool) -> None:
+    def prepare(self, sparse_for: Ranges, backend: str, exact: bool = False) -> None:
         """Set up an object whose class was just swapped; builds the sparse form."""
         self.sparse_for, self.backend, self.exact = sparse_for, backend, exact
         self._register()
