@@ -1,6 +1,7 @@
 """ResNet for images of 8 to 64 pixels: transformers' ResNet with a 3x3 stem in place of the 7x7 one with its pooling.
 
-A model of this type that was saved loads where this file was imported: `import cifar_resnet`.
+This file is saved beside a model of this type: `trust_remote_code=True` loads it from there, and so does any process that
+has imported it.
 """
 
 from torch import nn
@@ -30,3 +31,5 @@ class CifarResNetForImageClassification(ResNetForImageClassification):
 
 AutoConfig.register(CifarResNetConfig.model_type, CifarResNetConfig)
 AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification)
+CifarResNetConfig.register_for_auto_class()
+CifarResNetForImageClassification.register_for_auto_class("AutoModelForImageClassification")

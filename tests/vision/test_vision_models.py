@@ -1,6 +1,9 @@
 """The models: exact folding with BatchNorm, memory format, autocast, gradient checkpointing, errors."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,6 +138,16 @@ def test_saved_cifar_resnet_loads_and_has_the_small_stem(tmp_path):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     assert type(loaded) is type(model)
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    elsewhere = "import sys; from transformers import AutoModelForImageClassification as Auto;"
+    elsewhere += "print(type(Auto.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", elsewhere, str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "CifarResNetForImageClassification", done.stderr
     halved = build_model({"type": "cifar_resnet", "config": {"stem_stride": 2, "embedding_size": 4}}, CLASSES)
     assert halved.resnet.embedder(images(1)).shape == (1, 4, 8, 8)
 
