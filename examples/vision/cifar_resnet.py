@@ -1,7 +1,7 @@
 """ResNet for images of 8 to 64 pixels: transformers' ResNet with a 3x3 stem in place of the 7x7 one with its pooling.
 
-This file is saved beside a model of this type: `trust_remote_code=True` loads it from there, and so does any process that
-has imported it.
+This file is saved beside a model of this type: `trust_remote_code=True` loads it from there. A process that imported it
+needs no such flag.
 """
 
 from torch import nn
