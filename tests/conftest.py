@@ -13,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `tiny`
 transformers.logging.set_verbosity_warning()
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data that lies beside the repository on the developers' machines."""

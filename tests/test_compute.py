@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 STR = {"method": "str", "threshold_init": {"sparsity": 0.8}}
 SHAPES = [(1, 1), (7, 5), (64, 32), (30, 300), (257, 70)]
+GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
@@ -83,6 +84,8 @@ def assert_close(dense, sparse):
             assert sparse[name] is None
             continue
         scale = expected.abs().max().item() if expected.numel() else 0.0
+        if name.endswith("sparsifier.threshold"):  # a sum over the weight's gradient, whose terms may cancel
+            scale = dense[name.replace("sparsifier.threshold", "weight")].norm().item()
         torch.testing.assert_close(
             sparse[name], expected, rtol=1e-5, atol=2e-6 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -215,10 +218,10 @@ def test_an_optimizer_that_writes_through_data_is_noticed():
 @pytest.mark.parametrize(
     "x",
     [
-        torch.randn(32, 12).T,
-        torch.randn(4, 6, 64)[:, ::2, ::2],
-        torch.randn(32),
-        torch.randn(1, 32).expand(7, 32),
+        torch.randn(32, 12, generator=GENERATOR).T,
+        torch.randn(4, 6, 64, generator=GENERATOR)[:, ::2, ::2],
+        torch.randn(32, generator=GENERATOR),
+        torch.randn(1, 32, generator=GENERATOR).expand(7, 32),
         torch.zeros(0, 32),
         torch.zeros(2, 0, 32),
     ],
