@@ -61,9 +61,11 @@ class ScreenedOutput(nn.Linear):
         """Compute again, in place, what could be among the `top` largest, and return how many; None if too many."""
         offset, library = self._offset(), kernels.library()
         tensors = (logits, x, self.weight, self.bias, offset, sizes, bounds)
-        plain = all(t is None or (t.dtype is torch.float32 and t.is_contiguous()) for t in tensors)
-        if library is not None and plain and self.top <= kernels.screen.MOST_TOP:
-            most = int(_MOST_CANDIDATES * logits.shape[1])
+        plain = all(t is None or (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()) for t in tensors)
+        rows = logits.shape[1]
+        fits = self.top <= min(rows, kernels.screen.MOST_TOP) and (offset is None or len(offset) == rows)
+        if library is not None and plain and fits:  # what does not fit has torch's message
+            most = int(_MOST_CANDIDATES * rows)
             return kernels.screen.correct(library, *tensors, self.top, most)
         shifted = logits if offset is None else logits + offset
         best = shifted.topk(self.top, dim=1).indices

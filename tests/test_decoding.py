@@ -208,6 +208,13 @@ def test_bad_input_is_named():
         screen_output(other)
 
 
+def test_an_offset_of_another_size_is_refused():
+    model = Generator(torch.randn(300, 16))
+    model.register_buffer("final_logits_bias", torch.zeros(1, 299))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        screen_output(model).head(torch.randn(2, 1, 16))
+
+
 def test_without_the_int8_product_it_says_so(monkeypatch):
     monkeypatch.setattr(decoding, "_engines", lambda: ["qnnpack"])
     with pytest.raises(RuntimeError, match="no fbgemm"):
