@@ -15,8 +15,8 @@ PACKAGE = "hf_autosparse.kernels"
 
 
 def builder():
-    """hf_autosparse/kernels/build.py, without importing the package: torch is not there yet."""
-    path = Path(__file__).parent / PACKAGE.replace(".", "/") / "build.py"
+    """hf_autosparse/kernels/cpu/build.py, without importing the package: torch is not there yet."""
+    path = Path(__file__).parent / PACKAGE.replace(".", "/") / "cpu" / "build.py"
     spec = importlib.util.spec_from_file_location("autosparse_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

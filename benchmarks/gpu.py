@@ -20,8 +20,8 @@ from measuring import summary, write
 
 from hf_autosparse import functional, kernels
 from hf_autosparse.functional import n_of_m_mask
-from hf_autosparse.kernels import gpu
 from hf_autosparse.kernels.backends import BitmaskMatrix, SemiStructuredMatrix
+from hf_autosparse.kernels.triton import availability as gpu
 
 SHAPES = [(1024, 1024), (4096, 1024), (4096, 4096), (11008, 4096), (4096, 11008)]
 SPARSITIES = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
@@ -123,7 +123,7 @@ def main() -> None:
         if os.environ.get("TRITON_INTERPRET") != "1":
             parser.error("--interpret needs the environment variable TRITON_INTERPRET=1")
         gpu.takes, gpu._choice = (lambda tensor: True), (True, "Triton's interpreter")
-        from hf_autosparse.kernels import triton_matvec
+        from hf_autosparse.kernels.triton import matvec as triton_matvec
 
         triton_matvec._multiprocessors = lambda device: 1
     elif not torch.cuda.is_available():

@@ -14,7 +14,7 @@ from measuring import interleaved, summary
 from torch import Tensor
 
 from hf_autosparse import kernels
-from hf_autosparse.saved_model import SavedModel
+from hf_autosparse.serialization.reader import SavedModel
 
 TOKENS = (1, 4, 16, 64, 256, 1024)
 LEAST = 0.3  # sparsity from which on a weight counts as a sparse layer's

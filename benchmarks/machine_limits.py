@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from hf_autosparse import kernels
-from hf_autosparse.kernels import build
+from hf_autosparse.kernels.cpu import build
 
 SOURCE = Path(__file__).with_suffix(".c")
 MEMORY = 256 * 2**20  # bytes: more than caches hold

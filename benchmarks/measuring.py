@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from hf_autosparse import kernels
-from hf_autosparse.crossover import _processor
+from hf_autosparse.inference.measure import _processor
 
 RESULTS = Path(__file__).parent / "results"
 

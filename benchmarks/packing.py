@@ -16,7 +16,7 @@ import zstandard
 from measuring import device, interleaved, prune, summary, write
 from torch import Tensor
 
-from hf_autosparse.packed_format import decode, encode
+from hf_autosparse.serialization.bitmask_format import decode, encode
 
 SIZE = 4096  # of the square weight
 SPARSITIES = (0.6, 0.8, 0.9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from measuring import path_of
 
-from hf_autosparse.plot_style import (
+from hf_autosparse.plots.style import (
     COLOURS,
     DASHES,
     INK,

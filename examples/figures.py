@@ -17,8 +17,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from hf_autosparse.plots import plot_inference_flops, plot_training
-from hf_autosparse.trajectory import FILE_NAME, Moment, Trajectory
+from hf_autosparse.plots.figures import plot_inference_flops, plot_training
+from hf_autosparse.reports.trajectory import FILE_NAME, Moment, Trajectory
 
 LOG = "log.jsonl"
 

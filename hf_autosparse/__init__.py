@@ -3,41 +3,41 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from . import autoload
 from .config import AutoSparseConfig
-from .sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
+from .layers.sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
+from .serialization import autoload
 
 if TYPE_CHECKING:
-    from .callbacks import AutoSparseCallback
-    from .decoding import screen_output
-    from .flop_counter import FlopsReport, flops
-    from .hub import push_to_hub
-    from .inference import InferenceReport, inference_report, to_inference
-    from .packed import pack, unpack
-    from .packed_format import PackedFormatError
-    from .report import SparsityReport, sparsity_report
-    from .trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
+    from .hub.push import push_to_hub
+    from .inference.convert import InferenceReport, inference_report, to_inference
+    from .inference.screen import screen_output
+    from .reports.flops import FlopsReport, flops
+    from .reports.sparsity import SparsityReport, sparsity_report
+    from .serialization.bitmask_format import PackedFormatError
+    from .serialization.pack import pack, unpack
+    from .training.callbacks import AutoSparseCallback
+    from .training.trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
 
 __version__ = "0.1.0"
 
 # Loaded at first use: importing the package must not import transformers.
 _LAZY = {
-    "AutoSparseCallback": "callbacks",
-    "AutoSparseMixin": "trainer",
-    "AutoSparseSeq2SeqTrainer": "trainer",
-    "AutoSparseTrainer": "trainer",
-    "FlopsReport": "flop_counter",
-    "PackedFormatError": "packed_format",
-    "flops": "flop_counter",
-    "InferenceReport": "inference",
-    "inference_report": "inference",
-    "to_inference": "inference",
-    "pack": "packed",
-    "push_to_hub": "hub",
-    "screen_output": "decoding",
-    "unpack": "packed",
-    "SparsityReport": "report",
-    "sparsity_report": "report",
+    "AutoSparseCallback": "training.callbacks",
+    "AutoSparseMixin": "training.trainer",
+    "AutoSparseSeq2SeqTrainer": "training.trainer",
+    "AutoSparseTrainer": "training.trainer",
+    "FlopsReport": "reports.flops",
+    "PackedFormatError": "serialization.bitmask_format",
+    "flops": "reports.flops",
+    "InferenceReport": "inference.convert",
+    "inference_report": "inference.convert",
+    "to_inference": "inference.convert",
+    "pack": "serialization.pack",
+    "push_to_hub": "hub.push",
+    "screen_output": "inference.screen",
+    "unpack": "serialization.pack",
+    "SparsityReport": "reports.sparsity",
+    "sparsity_report": "reports.sparsity",
 }
 
 __all__ = [

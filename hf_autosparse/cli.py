@@ -81,7 +81,7 @@ def report(
     if as_json and as_csv:
         raise typer.BadParameter("give --json or --csv, not both")
     with _errors():
-        from .checkpoint_report import checkpoint_report
+        from .reports.checkpoint import checkpoint_report
 
         draw = _plotter() if plot is not None else None
         result = checkpoint_report(model, progress=True)
@@ -106,8 +106,8 @@ def pack(source: Source, output: Output) -> None:
     hf-autosparse pack runs/readme/final runs/readme/packed
     """
     with _errors():
-        from .locate import locate
-        from .packed import pack
+        from .serialization.locate import locate
+        from .serialization.pack import pack
 
         summary = pack(locate(source, everything=True), output, progress=True)
         _print(_rewritten("packed", summary, output))
@@ -124,8 +124,8 @@ def unpack(source: Source, output: Output) -> None:
     hf-autosparse unpack runs/readme/packed runs/readme/plain
     """
     with _errors():
-        from .locate import locate
-        from .packed import unpack
+        from .serialization.locate import locate
+        from .serialization.pack import unpack
 
         summary = unpack(locate(source, everything=True), output, progress=True)
         _print(_rewritten("unpacked", summary, output))
@@ -145,7 +145,7 @@ def diff(a: Model, b: Model, as_json: AsJson = False) -> None:
     hf-autosparse diff user/model runs/readme/final --json
     """
     with _errors():
-        from .checkpoint_diff import checkpoint_diff
+        from .reports.diff import checkpoint_diff
 
         result = checkpoint_diff(a, b, progress=True)
         if as_json:
@@ -161,7 +161,7 @@ def methods() -> None:
     import inspect
 
     from .methods import available_methods, get_method
-    from .tables import table
+    from .utils.tables import table
 
     found = [get_method(name) for name in available_methods()]
     rows = [(method.name, inspect.getdoc(method).splitlines()[0], method.reference) for method in found]
@@ -181,7 +181,7 @@ def _rewritten(verb: str, summary, output: Path) -> str:
 def _plotter():
     """Loaded before the work begins, so that a missing library is told at once."""
     try:
-        from .plots import plot_layers
+        from .plots.figures import plot_layers
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
@@ -197,7 +197,7 @@ def _errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except (ValueError, OSError) as error:
-        from .tables import printable
+        from .utils.tables import printable
 
         typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(2) from error
@@ -207,7 +207,7 @@ def _show(parts: Iterable) -> None:
     """Tables and lines: as wide as the terminal, or in full where there is none."""
     from rich.console import Console
 
-    from .tables import UNBOUNDED
+    from .utils.tables import UNBOUNDED
 
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:

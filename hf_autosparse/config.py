@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .distributions import SPARSITY_DISTRIBUTIONS
 from .methods import METHOD_FIELDS, Options, Sparsifier, available_methods, get_method
-from .schedules import ALPHA_SCHEDULES
-from .validation import check_boolean, check_choice, check_number, is_number, reject
+from .methods.distributions import SPARSITY_DISTRIBUTIONS
+from .methods.schedules import ALPHA_SCHEDULES
+from .utils.validation import check_boolean, check_choice, check_number, is_number, reject
 
 CONFIG_NAME = "autosparse_config.json"
 FORMAT_VERSION = 1

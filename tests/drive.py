@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_autosparse import AutoSparseConfig, sparsify
-from hf_autosparse.callbacks import AutoSparseCallback
+from hf_autosparse.training.callbacks import AutoSparseCallback
 
 STEPS, STEPS_PER_EPOCH = 12, 4
 

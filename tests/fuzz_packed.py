@@ -101,8 +101,8 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
 
     import hf_autosparse  # noqa: F401  not instrumented
 
-    with atheris.instrument_imports(include=["hf_autosparse.packed_format"]):
-        from hf_autosparse.packed_format import METADATA, PackedFile, PackedFormatError, encode
+    with atheris.instrument_imports(include=["hf_autosparse.serialization.bitmask_format"]):
+        from hf_autosparse.serialization.bitmask_format import METADATA, PackedFile, PackedFormatError, encode
 
     corpus = scratch / "corpus"
     corpus.mkdir()

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from hf_autosparse.accuracy import TopKAccuracy, ranked_classes
+from hf_autosparse.metrics.top_k import TopKAccuracy, ranked_classes
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def share_of_a_process(rank: int, cuts: list[int], cache: str) -> list[dict | No
 
 def test_two_processes_with_uneven_shares_give_the_score_of_one(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_autosparse.accuracy"])  # imported once for both
+    context.set_forkserver_preload(["hf_autosparse.metrics.top_k"])  # imported once for both
     cuts = [3, 1, 0, 4]  # the last two leave one process nothing
     with context.Pool(2) as pool:
         calls = [(rank, cuts, str(tmp_path)) for rank in (0, 1)]
@@ -72,7 +72,7 @@ def test_bad_input(predictions, references, options, message):
 
 @pytest.mark.parametrize("package", ["evaluate", "datasets"])
 def test_missing_package_names_the_extra(monkeypatch, package):
-    monkeypatch.delitem(sys.modules, "hf_autosparse.accuracy")
+    monkeypatch.delitem(sys.modules, "hf_autosparse.metrics.top_k")
     monkeypatch.setitem(sys.modules, package, None)  # what Python takes as not installed
     with pytest.raises(ImportError, match=rf"'{package}': pip install \"hf-autosparse\[vision\]\""):
-        importlib.import_module("hf_autosparse.accuracy")
+        importlib.import_module("hf_autosparse.metrics.top_k")

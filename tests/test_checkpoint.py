@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_autosparse import AutoSparseConfig
-from hf_autosparse.checkpoint import (
+from hf_autosparse.training.checkpoint import (
     MANIFEST,
     NATIVE_STATE,
     IncompleteCheckpointError,

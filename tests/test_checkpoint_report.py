@@ -21,11 +21,11 @@ from hf_autosparse import (
     sparsify,
     sparsity,
 )
-from hf_autosparse.checkpoint import save_native_state
-from hf_autosparse.checkpoint_report import checkpoint_report
-from hf_autosparse.packed_format import PIECE, PackedFile, encode
-from hf_autosparse.saved_model import is_zero, zeros_in
-from hf_autosparse.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.reports.checkpoint import checkpoint_report
+from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.serialization.bitmask_format import PIECE, PackedFile, encode
+from hf_autosparse.serialization.reader import is_zero, zeros_in
+from hf_autosparse.training.checkpoint import save_native_state
 from tiny import tiny_translator
 
 FFN = ("model.encoder.layers.0.fc1", "model.encoder.layers.0.fc2")
@@ -282,8 +282,8 @@ def test_memory_is_bounded(tmp_path):
     write_holes(tmp_path / "big.safetensors", [1, 100_000_000])
     program = """
 import resource, sys
-from hf_autosparse.checkpoint_diff import checkpoint_diff
-from hf_autosparse.checkpoint_report import checkpoint_report
+from hf_autosparse.reports.diff import checkpoint_diff
+from hf_autosparse.reports.checkpoint import checkpoint_report
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 path = sys.argv[1]

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 import hf_autosparse
 from hf_autosparse import AutoSparseConfig, finalize, pack, sparsify
-from hf_autosparse.checkpoint_diff import checkpoint_diff
 from hf_autosparse.cli import app
 from hf_autosparse.methods import available_methods
-from hf_autosparse.packed_format import METADATA
-from hf_autosparse.trajectory import FILE_NAME, Moment, Trajectory
+from hf_autosparse.reports.diff import checkpoint_diff
+from hf_autosparse.reports.trajectory import FILE_NAME, Moment, Trajectory
+from hf_autosparse.serialization.bitmask_format import METADATA
 from tiny import tiny_translator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,9 @@ def test_report_plot(models, tmp_path):
 
 
 def test_report_plot_without_matplotlib(models, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or "hf_autosparse.plot" in name]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "matplotlib" or name.startswith("hf_autosparse.plots")
+    ]:
         monkeypatch.delitem(sys.modules, name)
 
     class Absent:
@@ -369,7 +371,7 @@ def test_interrupted(models, tmp_path):
     code = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where a shell has it ignored
-from hf_autosparse import packed
+from hf_autosparse.serialization import pack as packed
 encode = packed.encode
 def interrupted(tensor):
     os.kill(os.getpid(), signal.SIGINT)

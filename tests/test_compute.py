@@ -12,16 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from hf_autosparse import (
-    AutoSparseConfig,
-    AutoSparseTrainer,
-    finalize,
-    folded,
-    kernels,
-    sparse_product,
-    sparsify,
-    training_crossover,
-)
+from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, folded, kernels, sparsify
+from hf_autosparse.layers import crossover as training_crossover
+from hf_autosparse.layers import product as sparse_product
 from hf_autosparse.methods import Progress, available_methods, get_method
 from tiny import StopAt, assert_same_state, history, tiny_trainer
 

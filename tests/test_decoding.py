@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MarianConfig, MarianMTModel, set_seed
 
-import hf_autosparse.decoding as decoding
+import hf_autosparse.inference.screen as decoding
 from hf_autosparse import screen_output
-from hf_autosparse.decoding import ScreenedOutput, _Screen
+from hf_autosparse.inference.screen import ScreenedOutput, _Screen
 from tiny import tiny_translator
 
 pytestmark = pytest.mark.skipif(

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 import distributed_worker
-from hf_autosparse.flop_counter import training_fraction
-from hf_autosparse.trajectory import Trajectory
+from hf_autosparse.reports.flops import training_fraction
+from hf_autosparse.reports.trajectory import Trajectory
 
 HERE = Path(__file__).parent
 

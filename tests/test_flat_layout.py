@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_trainer
 from transformers import M2M100ForConditionalGeneration
 
 from hf_autosparse import AutoSparseConfig, unpack
+from tiny import tiny_trainer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "flat_layout"
 

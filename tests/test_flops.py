@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import ARCHITECTURES
 from hf_autosparse import AutoSparseConfig, FlopsReport, finalize, flops, folded, sparsify
-from hf_autosparse.flop_counter import layer_fraction, step_fraction, training_fraction
-from hf_autosparse.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.reports.flops import layer_fraction, step_fraction, training_fraction
+from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 
 # ---- Fractions ----
 

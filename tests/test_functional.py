@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from hf_autosparse import kernels
-from hf_autosparse.functional import (
-    annealed_soft_threshold,
-    soft_threshold,
-    threshold_for_sparsity,
-    top_magnitude_mask,
-)
+from hf_autosparse.functional import annealed_soft_threshold, soft_threshold, threshold_for_sparsity, top_magnitude_mask
 
 WEIGHT = [0.5, -0.5, 0.1, -0.2, 0.0, 0.25]
 THRESHOLD = 0.25

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, TrainerCallback
 
 from hf_autosparse import AutoSparseConfig, finalize, flops, pack, push_to_hub, sparse_layers, sparsify, sparsity
-from hf_autosparse.checkpoint_report import checkpoint_report
+from hf_autosparse.reports.checkpoint import checkpoint_report
 from hub_server import TOKEN, HubServer
 from tiny import StopAt, assert_same_state, tiny_pairs, tiny_trainer, tiny_translator
 

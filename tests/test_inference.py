@@ -11,8 +11,8 @@ from torch.nn.utils import prune
 from transformers import AutoModelForSeq2SeqLM
 from transformers.pytorch_utils import Conv1D
 
-import hf_autosparse.crossover as crossover
-import hf_autosparse.inference_layers as inference_layers
+import hf_autosparse.inference.layers as inference_layers
+import hf_autosparse.inference.measure as crossover
 from hf_autosparse import (
     AutoSparseConfig,
     finalize,
@@ -24,7 +24,7 @@ from hf_autosparse import (
     sparsity,
     to_inference,
 )
-from hf_autosparse.inference_layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, InferenceLinear
+from hf_autosparse.inference.layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, InferenceLinear
 from tiny import tiny_translator
 
 pytestmark = pytest.mark.skipif(

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import M2M100ForConditionalGeneration
 
 from hf_autosparse import AutoSparseConfig, finalize, pack, sparsify, unpack
-from hf_autosparse.checkpoint import publish, staging_directory
-from hf_autosparse.packed import weight_files
+from hf_autosparse.serialization.pack import weight_files
+from hf_autosparse.training.checkpoint import publish, staging_directory
 from tiny import tiny_trainer, tiny_translator
 
 HERE = Path(__file__).parent

@@ -18,13 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 import drive
 from hf_autosparse import AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
-from hf_autosparse.callbacks import AutoSparseCallback, reset_optimizer_state
-from hf_autosparse.distributions import erk
-from hf_autosparse.flop_counter import step_fraction
 from hf_autosparse.functional import binary_step, drop_and_grow, largest, masked_weight, n_of_m_mask
 from hf_autosparse.methods import Progress, available_methods, get_method
 from hf_autosparse.methods.base import _REGISTRY
-from hf_autosparse.schedules import cosine_decay, cubic_sparsity
+from hf_autosparse.methods.distributions import erk
+from hf_autosparse.methods.schedules import cosine_decay, cubic_sparsity
+from hf_autosparse.reports.flops import step_fraction
+from hf_autosparse.training.callbacks import AutoSparseCallback, reset_optimizer_state
 from tiny import assert_same_state, tiny_trainer
 
 HERE = Path(__file__).parent

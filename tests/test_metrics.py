@@ -9,7 +9,7 @@ import types
 import pytest
 import sacrebleu
 
-from hf_autosparse.metrics import CompoundSplitBleu, SacreBleu, _CompoundSplitTokenizer
+from hf_autosparse.metrics.bleu import CompoundSplitBleu, SacreBleu, _CompoundSplitTokenizer
 
 METRICS = [SacreBleu, CompoundSplitBleu]
 
@@ -148,7 +148,7 @@ def share_of_a_process(metric, rank: int, cuts: list[slice], cache: str) -> list
 @pytest.fixture(scope="module")
 def two_processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_autosparse.metrics"])  # imported once for both
+    context.set_forkserver_preload(["hf_autosparse.metrics.bleu"])  # imported once for both
     with context.Pool(2) as pool:
         yield pool
 
@@ -190,10 +190,10 @@ def test_unknown_tokenizer():
 
 @pytest.mark.parametrize("package", ["evaluate", "sacrebleu", "datasets"])
 def test_missing_package_names_the_extra(monkeypatch, package):
-    monkeypatch.delitem(sys.modules, "hf_autosparse.metrics")
+    monkeypatch.delitem(sys.modules, "hf_autosparse.metrics.bleu")
     monkeypatch.setitem(sys.modules, package, None)  # what Python takes as not installed
     with pytest.raises(ImportError, match=rf"'{package}': pip install \"hf-autosparse\[translation\]\""):
-        importlib.import_module("hf_autosparse.metrics")
+        importlib.import_module("hf_autosparse.metrics.bleu")
 
 
 def test_missing_sacremoses_names_the_extra(monkeypatch):
@@ -205,7 +205,7 @@ def test_missing_sacremoses_names_the_extra(monkeypatch):
 def test_a_file_that_hides_the_library_evaluate_is_named(monkeypatch):
     stranger = types.ModuleType("evaluate")
     stranger.__file__ = "somewhere/evaluate.py"
-    monkeypatch.delitem(sys.modules, "hf_autosparse.metrics")
+    monkeypatch.delitem(sys.modules, "hf_autosparse.metrics.bleu")
     monkeypatch.setitem(sys.modules, "evaluate", stranger)
     with pytest.raises(ImportError, match="found somewhere/evaluate.py, which is not the Hugging Face library"):
-        importlib.import_module("hf_autosparse.metrics")
+        importlib.import_module("hf_autosparse.metrics.bleu")

@@ -7,8 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_autosparse import AutoSparseConfig, sparsity_report
-from hf_autosparse.layer_types import layer_type
-from hf_autosparse.model_card import (
+from hf_autosparse.hub.card import (
     Evaluation,
     Loading,
     Measured,
@@ -20,8 +19,9 @@ from hf_autosparse.model_card import (
     new_card,
     theoretical_flops,
 )
-from hf_autosparse.report import LayerRow, SparsityReport
-from hf_autosparse.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.reports.layer_types import layer_type
+from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
+from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from tiny import SPARSE, tiny_trainer
 
 REPORT = SparsityReport(

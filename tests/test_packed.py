@@ -27,7 +27,7 @@ from transformers import (
 
 from fuzz_packed import torch_shape
 from hf_autosparse import AutoSparseConfig, PackedFormatError, finalize, pack, sparsify, unpack
-from hf_autosparse.packed_format import METADATA, PackedFile, decode, encode
+from hf_autosparse.serialization.bitmask_format import METADATA, PackedFile, decode, encode
 from tiny import tiny_trainer, tiny_translator
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -284,7 +284,7 @@ def test_a_kill_leaves_nothing_or_all(tmp_path):
     """Killed at many moments; whatever has the output's name is whole."""
     finalize(sparse_translator()).save_pretrained(tmp_path / "plain")
     program = (
-        "import sys; from hf_autosparse.packed import pack\n"
+        "import sys; from hf_autosparse.serialization.pack import pack\n"
         "print('ready', flush=True)\n"
         "for i in range(10_000): pack(sys.argv[1], f'{sys.argv[2]}/{i}')"
     )

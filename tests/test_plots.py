@@ -13,11 +13,7 @@ import pytest
 from matplotlib.text import Text
 
 from hf_autosparse import AutoSparseSeq2SeqTrainer
-from hf_autosparse.layer_groups import group_blocks, short_names
-from hf_autosparse.plot_callback import PlotCallback
-from hf_autosparse.plot_lanes import BAR
-from hf_autosparse.plot_style import count, new_figure, percent, save
-from hf_autosparse.plots import (
+from hf_autosparse.plots.figures import (
     inference_flops_figure,
     layers_figure,
     plot_inference_flops,
@@ -25,8 +21,12 @@ from hf_autosparse.plots import (
     plot_training,
     training_figure,
 )
-from hf_autosparse.report import LayerRow, SparsityReport
-from hf_autosparse.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.plots.lanes import BAR
+from hf_autosparse.plots.style import count, new_figure, percent, save
+from hf_autosparse.reports.layer_groups import group_blocks, short_names
+from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
+from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.training.plot_callback import PlotCallback
 from tiny import StopAt, tiny_trainer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -439,14 +439,14 @@ class NotInstalled:
 missing = NotInstalled()
 sys.meta_path.insert(0, missing)
 try:
-    import hf_autosparse.plots
+    import hf_autosparse.plots.figures
 except ImportError as error:
     assert str(error) == 'plots need matplotlib, which is not installed: pip install "hf-autosparse[plots]"', error
     assert error.name == "matplotlib"
 else:
     raise AssertionError("imported")
 sys.meta_path.remove(missing)
-from hf_autosparse.plots import layers_figure
+from hf_autosparse.plots.figures import layers_figure
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -496,7 +496,7 @@ def test_what_keeps_the_pictures_from_being_drawn_loses_no_model(tmp_path, caplo
     assert "the model is saved, but its plots are not" in caplog.text
     assert (tmp_path / "model.safetensors").is_file()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with caplog.at_level(logging.INFO, logger="hf_autosparse.plot_callback"):
+    with caplog.at_level(logging.INFO, logger="hf_autosparse.training.plot_callback"):
         trainer.save_model(str(tmp_path / "other"))
     assert 'no plots: they need matplotlib, pip install "hf-autosparse[plots]"' in caplog.text
     assert (tmp_path / "other" / "model.safetensors").is_file() and not (tmp_path / "other" / "plots").exists()

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
-from hf_autosparse.layers import SparseLayer
+from hf_autosparse.layers.sparse import SparseLayer
 from tiny import assert_same_state, tiny_trainer
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hf_autosparse.schedules import ALPHA_SCHEDULES, alpha_at
+from hf_autosparse.methods.schedules import ALPHA_SCHEDULES, alpha_at
 
 SIGMOID_OF_3 = 1 / (1 + math.exp(-3))
 

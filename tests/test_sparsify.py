@@ -17,8 +17,8 @@ from hf_autosparse import (
     sparsity,
     sparsity_report,
 )
-from hf_autosparse.layers import SparseConv2d, SparseLinear
-from hf_autosparse.sparsify import deployable_state_dict
+from hf_autosparse.layers.sparse import SparseConv2d, SparseLinear
+from hf_autosparse.layers.sparsify import deployable_state_dict
 
 EVERYTHING = AutoSparseConfig(first_last="none")
 

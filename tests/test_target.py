@@ -10,7 +10,7 @@ from torch import nn
 from hf_autosparse import AutoSparseConfig, finalize, layer_sparsity, sparse_layers, sparsify, sparsity
 from hf_autosparse.functional import boundary, sampling_stride
 from hf_autosparse.methods import Progress, available_methods, get_method
-from hf_autosparse.target import SAMPLE, allowed_range, hold_target
+from hf_autosparse.training.target import SAMPLE, allowed_range, hold_target
 from tiny import assert_same_state, tiny_trainer
 
 LEARNING = [name for name in available_methods() if "target_ramp" in get_method(name).reads]
@@ -133,7 +133,7 @@ def test_a_layer_at_its_limit_leaves_the_rest_to_the_others():
 
 
 def test_a_sample_of_the_weights_is_near(monkeypatch):
-    monkeypatch.setattr("hf_autosparse.target.SAMPLE", 500)
+    monkeypatch.setattr("hf_autosparse.training.target.SAMPLE", 500)
     model = two_layers()
     assert hold(model, 96) == pytest.approx(0.8, abs=0.03)
     assert hold(model, 100) == pytest.approx(0.8, abs=1e-3)

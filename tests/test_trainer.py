@@ -17,7 +17,7 @@ from hf_autosparse import (
     sparsify,
     sparsity,
 )
-from hf_autosparse.sparsify import sparsifier_parameters
+from hf_autosparse.layers.sparsify import sparsifier_parameters
 from tiny import (
     SPARSE,
     VOCABULARY,

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, flops, layer_sparsity, sparse_layers, sparsify
-from hf_autosparse.checkpoint import MANIFEST
-from hf_autosparse.flop_counter import training_fraction
-from hf_autosparse.recorder import TrajectoryRecorder
-from hf_autosparse.trajectory import FILE_NAME, LayerCost, Moment, Trajectory
+from hf_autosparse.reports.flops import training_fraction
+from hf_autosparse.reports.trajectory import FILE_NAME, LayerCost, Moment, Trajectory
+from hf_autosparse.training.checkpoint import MANIFEST
+from hf_autosparse.training.recorder import TrajectoryRecorder
 from tiny import SPARSE, StopAt, tiny_pairs, tiny_trainer
 
 # ---- The file ----

@@ -21,7 +21,7 @@ from typing import Any
 
 from task import ANNEALED, add_arguments, recipe_of, run_missing, steps_of, train, write
 
-from hf_autosparse.plot_style import (
+from hf_autosparse.plots.style import (
     COLOURS,
     INK,
     MUTED,

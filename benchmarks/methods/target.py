@@ -3,7 +3,7 @@
     python benchmarks/methods/target.py --data digits --output runs/target
 
 - shift: the library's. The allowed range of sparsities narrows to the target; outside it, all thresholds are shifted
-  by what takes the sparsity back to the nearer end (hf_autosparse/target.py).
+  by what takes the sparsity back to the nearer end (hf_autosparse/training/target.py).
 - linear: the same with a range that narrows linearly.
 - feedback: every four steps all thresholds s move by `gain (wanted - sparsity)`, where the wanted sparsity rises
   linearly from the first one to the target, until three quarters of the run. Gains 0.1 and 1.
@@ -29,8 +29,17 @@ from task import ANNEALED, add_arguments, recipe_of, run_missing, train, write
 from transformers import TrainerCallback
 
 from hf_autosparse import sparse_layers, sparsity
-from hf_autosparse.plot_style import COLOURS, DASHES, INK, PercentFormatter, headline, new_figure, save, style_axes
-from hf_autosparse.target import INTERVAL, allowed_range
+from hf_autosparse.plots.style import (
+    COLOURS,
+    DASHES,
+    INK,
+    PercentFormatter,
+    headline,
+    new_figure,
+    save,
+    style_axes,
+)
+from hf_autosparse.training.target import INTERVAL, allowed_range
 
 RAMP = 0.75
 TARGETS = (0.8, 0.9)
@@ -75,7 +84,7 @@ def linear_range(target: float, ramp: float, done: float) -> tuple[float, float]
 def run(name: str, design: dict[str, Any], seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
     approach = Approach()
     feedback = [Feedback(design["target"], design["gain"])] if "gain" in design else []
-    with mock.patch("hf_autosparse.target.allowed_range", linear_range if "linear" in name else allowed_range):
+    with mock.patch("hf_autosparse.training.target.allowed_range", linear_range if "linear" in name else allowed_range):
         result = train(name, design["settings"] | ANNEALED, seed, recipe, [*feedback, approach])
     return result | {"target": design.get("target"), "approach": approach.points}
 

@@ -21,7 +21,7 @@ from task import ANNEALED, write
 from transformers import AutoModelForSeq2SeqLM
 
 from hf_autosparse import flops
-from hf_autosparse.trajectory import Trajectory
+from hf_autosparse.reports.trajectory import Trajectory
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "wmt14"
 sys.path.append(str(EXAMPLE))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import EvalPrediction, Trainer
 
 from hf_autosparse import AutoSparseMixin
-from hf_autosparse.accuracy import TopKAccuracy, ranked_classes
+from hf_autosparse.metrics.top_k import TopKAccuracy, ranked_classes
 from image_data import IGNORED_LABEL
 
 TOP = (1, 5)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 # Python puts the folder of a script first on sys.path, and there this very file hides the library `evaluate`, which
-# hf_autosparse.metrics imports. Behind everything installed the folder hides nothing, and `translate` is still found.
+# hf_autosparse.metrics.bleu imports. Behind all that is installed it hides nothing, and `translate` is still found.
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE] + [str(HERE)]
 
 from sacrebleu.metrics import CHRF  # noqa: E402
 
-from hf_autosparse.metrics import CompoundSplitBleu, SacreBleu  # noqa: E402
+from hf_autosparse.metrics.bleu import CompoundSplitBleu, SacreBleu  # noqa: E402
 from translate import load, processes, split_lines, translate_shared  # noqa: E402
 
 

@@ -13,12 +13,13 @@ import threading
 
 import torch
 
-from . import gpu, screen, sparse_matrix, threshold
 from .backends import BACKENDS, Backend, Matrix
-from .binding import Library, bind, cache_directory, library_file, supported_isas, threads
-from .build import BuildError, instruction_sets
-from .gpu import VARIABLE
-from .sparse_matrix import SparseMatrix, convolved
+from .cpu import screen, sparse_matrix, threshold
+from .cpu.binding import Library, bind, cache_directory, library_file, supported_isas, threads
+from .cpu.build import BuildError, instruction_sets
+from .cpu.sparse_matrix import SparseMatrix, convolved
+from .triton import availability as gpu
+from .triton.availability import VARIABLE
 
 __all__ = [
     "BACKENDS",

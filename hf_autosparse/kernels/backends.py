@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import bitmask_matrix, gpu, semi_structured
-from .bitmask_matrix import BitmaskMatrix
-from .semi_structured import SemiStructuredMatrix
-from .sparse_matrix import SparseMatrix
+from .cpu.sparse_matrix import SparseMatrix
+from .cuda import semi_structured
+from .cuda.semi_structured import SemiStructuredMatrix
+from .triton import availability as gpu
+from .triton import bitmask_matrix
+from .triton.bitmask_matrix import BitmaskMatrix
 
 
 class Matrix(Protocol):

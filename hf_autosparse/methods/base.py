@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import boundary
-from ..schedules import alpha_at
+from .schedules import alpha_at
 
 if TYPE_CHECKING:
     from ..config import AutoSparseConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..validation import check_number
+from ..utils.validation import check_number
 from .base import LEARNING, TARGET, Options, Progress, Sparsifier, register
 
 

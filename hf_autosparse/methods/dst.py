@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import binary_step
-from ..validation import check_number
+from ..utils.validation import check_number
 from .base import LEARNING, TARGET, Options, Progress, Sparsifier, register
 
 FEWEST = 0.01  # a layer that keeps no more than this share of its weights starts over

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import largest
-from ..schedules import cubic_sparsity
 from .base import ANNEALING, BUDGET, Progress, register
 from .masked import MaskedSparsifier, Periodic, kept_count
+from .schedules import cubic_sparsity
 
 
 @register

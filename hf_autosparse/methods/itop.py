@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..validation import check_choice
+from ..utils.validation import check_choice
 from .base import Progress, register
 from .rigl import RigL
 from .set_ import DropAndGrow

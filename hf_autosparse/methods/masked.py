@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..functional import masked_weight
-from ..validation import check_count, check_number
+from ..utils.validation import check_count, check_number
 from .base import Options, Progress, Sparsifier
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..functional import largest
-from ..validation import check_boolean, check_number
+from ..utils.validation import check_boolean, check_number
 from .base import Progress, register
 from .masked import Periodic, kept_count
 from .set_ import SET

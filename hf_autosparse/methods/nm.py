@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import masked_weight, n_of_m_mask
-from ..validation import check_count, check_number
+from ..utils.validation import check_count, check_number
 from .base import ANNEALING, Options, Sparsifier, register
 
 

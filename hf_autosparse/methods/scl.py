@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import score_masked_weight
-from ..validation import check_number
+from ..utils.validation import check_number
 from .base import LEARNING, TARGET, Options, Sparsifier, register
 
 

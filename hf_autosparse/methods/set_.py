@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import drop_and_grow, largest
-from ..schedules import cosine_decay
-from ..validation import check_number
+from ..utils.validation import check_number
 from .base import BUDGET, Progress, register
 from .masked import MaskedSparsifier, Periodic, kept_count
+from .schedules import cosine_decay
 
 
 @dataclass(frozen=True)

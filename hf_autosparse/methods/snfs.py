@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..validation import check_number
+from ..utils.validation import check_number
 from .base import Progress, register
 from .set_ import SET, DropAndGrow
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import largest
-from ..validation import check_count, check_number
+from ..utils.validation import check_count, check_number
 from .base import ANNEALING, BUDGET, Options, Progress, register
 from .masked import MaskedSparsifier, kept_count
 

@@ -10,7 +10,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_autosparse.kernels import triton_matvec, triton_threshold
+from hf_autosparse.kernels.triton import matvec as triton_matvec
+from hf_autosparse.kernels.triton import threshold as triton_threshold
 
 
 def compiled(kernel, types: dict[str, str], constants: dict[str, object], capability: int) -> str:

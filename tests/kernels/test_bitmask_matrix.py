@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_autosparse.kernels.bitmask_matrix import BitmaskMatrix
+from hf_autosparse.kernels.triton.bitmask_matrix import BitmaskMatrix
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, which the interpreter uses
 
@@ -54,7 +54,7 @@ def test_a_weight_that_it_cannot_take(weight):
 
 
 def check(weight, tokens, device, bias=False, splits=None):
-    from hf_autosparse.kernels import triton_matvec
+    from hf_autosparse.kernels.triton import matvec as triton_matvec
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, weight.shape[1], generator=generator).to(weight.dtype)
@@ -74,7 +74,7 @@ def check(weight, tokens, device, bias=False, splits=None):
 @pytest.fixture
 def one_program_a_row_block(monkeypatch, triton_device):
     if triton_device == "cpu":
-        from hf_autosparse.kernels import triton_matvec
+        from hf_autosparse.kernels.triton import matvec as triton_matvec
 
         monkeypatch.setattr(triton_matvec, "_multiprocessors", lambda device: 0)
     return triton_device

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from hf_autosparse import AutoSparseConfig, crossover, inference_report, kernels, sparsify, to_inference
+from hf_autosparse import AutoSparseConfig, inference_report, kernels, sparsify, to_inference
 from hf_autosparse.functional import _AnnealedSoftThreshold, annealed_soft_threshold, n_of_m_mask
-from hf_autosparse.kernels import gpu
+from hf_autosparse.inference import measure as crossover
+from hf_autosparse.kernels.triton import availability as gpu
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_autosparse import crossover, inference_report, kernels, to_inference
+from hf_autosparse import inference_report, kernels, to_inference
 from hf_autosparse.functional import n_of_m_mask
-from hf_autosparse.inference_layers import InferenceLinear
-from hf_autosparse.kernels import gpu
+from hf_autosparse.inference import measure as crossover
+from hf_autosparse.inference.layers import InferenceLinear
+from hf_autosparse.kernels.triton import availability as gpu
 
 
 def pruned(layer, sparsity=0.8):
@@ -34,11 +35,11 @@ def device(triton_device, monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "cache_directory", lambda: tmp_path)
     torch.manual_seed(0)
     if triton_device == "cpu":
-        from hf_autosparse.kernels import triton_matvec
+        from hf_autosparse.kernels.triton import matvec as triton_matvec
 
         monkeypatch.setattr(triton_matvec, "_multiprocessors", lambda device: 0)
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
-        monkeypatch.setattr(kernels.semi_structured.SemiStructuredMatrix, "bytes", 0)
+        monkeypatch.setattr(kernels.backends.SemiStructuredMatrix, "bytes", 0)
         monkeypatch.setattr(gpu, "_choice", (True, "for this test"))
         for name in ("bitmask", "semi_structured"):
             there = dataclasses.replace(kernels.BACKENDS[name], device="cpu", there=lambda: True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_autosparse import kernels
-from hf_autosparse.kernels import binding, build
+from hf_autosparse.kernels.cpu import binding, build
 
 pytestmark = pytest.mark.skipif(
     kernels.library() is None, reason=f"needs the C kernels, and this machine has none: {kernels.status()}"
@@ -25,7 +25,7 @@ def run(tmp_path):
     """Runs a program in a process of its own, with an empty cache and no installed library."""
 
     def start(program: str = STATUS, **variables: str) -> subprocess.Popen:
-        hide = "import hf_autosparse.kernels.binding as b; b.__file__ = '/nowhere/binding.py'\n"
+        hide = "import hf_autosparse.kernels.cpu.binding as b; b.__file__ = '/nowhere/binding.py'\n"
         environment = {**os.environ, "HF_AUTOSPARSE_CACHE": str(tmp_path / "cache"), **variables}
         return subprocess.Popen(
             [sys.executable, "-c", LOGGING + hide + program],

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_autosparse.kernels.build import BuildError, compiler
+from hf_autosparse.kernels.cpu.build import BuildError, compiler
 
 
 @pytest.mark.slow

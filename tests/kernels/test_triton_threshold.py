@@ -8,7 +8,7 @@ from test_threshold import example
 
 from hf_autosparse import kernels
 from hf_autosparse.functional import _AnnealedSoftThreshold, annealed_soft_threshold, soft_threshold
-from hf_autosparse.kernels import gpu
+from hf_autosparse.kernels.triton import availability as gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, which the interpreter uses
 
@@ -27,7 +27,7 @@ SHAPES = [
 
 @pytest.fixture
 def kernel(triton_device):
-    from hf_autosparse.kernels import triton_threshold
+    from hf_autosparse.kernels.triton import threshold as triton_threshold
 
     return triton_threshold
 

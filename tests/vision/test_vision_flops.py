@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from hf_autosparse import AutoSparseConfig, FlopsReport, flops, sparse_layers, sparsify
-from hf_autosparse.flop_counter import layer_fraction, step_fraction
 from hf_autosparse.methods import Progress
+from hf_autosparse.reports.flops import layer_fraction, step_fraction
 from image_model import build_model, depthwise_layers
 from image_recipe import load_recipe
 from tiny_vision import CONFIGS

@@ -1,0 +1,1 @@
+"""A model's card and its way to the Hub."""

@@ -1,0 +1,130 @@
+"""`push_to_hub`: a sparse model, or the directory of a saved one, onto the Hub with a card, plain or packed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, ModelCard
+from torch import nn
+
+from ..config import CONFIG_NAME, AutoSparseConfig
+from ..layers.sparsify import record_of
+from ..reports.checkpoint import checkpoint_report
+from ..reports.sparsity import sparsity_report
+from ..reports.trajectory import FILE_NAME as TRAJECTORY
+from ..reports.trajectory import Trajectory
+from ..serialization.pack import save_plain, weight_files
+from . import card as model_card
+from . import upload
+from .card import Evaluation, Loading, Measured
+
+
+def push_to_hub(
+    source: nn.Module | str | os.PathLike,
+    repo_id: str,
+    *,
+    packed: bool = False,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload a sparse model",
+    revision: str | None = None,
+    create_pr: bool = False,
+    processing_class: Any = None,
+    metrics: Mapping[str, float] | None = None,
+    dense_metrics: Mapping[str, float] | None = None,
+) -> CommitInfo:
+    """Upload a sparse model with a model card, in one commit: the repository holds the old model or the new one.
+
+    An upload that broke is repeated by calling this again; weights that arrived before are not sent again.
+
+    Args:
+        source: a model (sparse, finalized, or any with zeros), or the directory of a saved one. The card that a
+            directory has is kept; what is missing in it is added.
+        repo_id: "user/name"; made if it does not exist.
+        packed: upload in the packed format. By default the weights are plain ones with zeros, which load everywhere;
+            packed ones are smaller and load only after `import hf_autosparse`, as the card then says.
+        private: whether a repository that is made here is private; None for the account's default.
+        token: None for the saved one or `HF_TOKEN`.
+        revision: branch to commit to, made if it does not exist; None for main.
+        create_pr: open a pull request instead of committing to the branch.
+        processing_class: tokenizer or processor to upload with a model.
+        metrics: task metrics of this model for the card, such as `{"test_bleu": 37.2}`.
+        dense_metrics: the same metrics of its dense twin, for a side-by-side table.
+
+    Raises:
+        FileNotFoundError: the directory holds no saved model.
+        ValueError: a directory of packed weights without `packed=True`; nothing to pack; a metric is no finite number,
+            or is given for the dense twin alone; `processing_class` with a directory.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused; for want of rights, the message says what to do.
+    """
+    if processing_class is not None and not isinstance(source, nn.Module):
+        raise ValueError("processing_class goes with a model; with a directory, save it there first (save_pretrained)")
+    with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch:
+        if isinstance(source, nn.Module):
+            directory = _save(source, Path(scratch) / "plain", processing_class)
+        else:
+            directory = _saved_model(source, packed)
+        measured = _measured(source, directory, metrics or {}, dense_metrics or {})
+        files: dict[str, Path | bytes] = dict(upload.public_files(directory))
+        sizes = None
+        if packed and not upload.is_packed(directory):
+            files, sizes = upload.packed_files(directory, files, Path(scratch) / "packed")
+        with upload.explained_refusal(repo_id):
+            api = upload.hub_api()
+            repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            loading = Loading(repo_id, upload.model_class_of(directory), packed, sizes)
+            if upload.CARD in files:
+                card = model_card.extend(ModelCard.load(files[upload.CARD]), measured, loading, replace=False)
+            else:
+                card = model_card.new_card(measured, loading)
+            files[upload.CARD] = str(card).encode()
+            settings = {"token": token, "revision": revision, "create_pr": create_pr}
+            return upload.commit(api, repo_id, files, commit_message, **settings)
+
+
+def _measured(
+    source: nn.Module | str | os.PathLike, directory: Path, metrics: Mapping[str, float], dense: Mapping[str, float]
+) -> Measured:
+    if isinstance(source, nn.Module):
+        report, parameters = sparsity_report(source), model_card.parameter_count(source)
+    else:
+        report = checkpoint_report(directory)
+        parameters = report.values
+    trajectory = Trajectory.load(directory) if (directory / TRAJECTORY).is_file() else None
+    return Measured(
+        report,
+        parameters,
+        AutoSparseConfig.from_pretrained(directory) if (directory / CONFIG_NAME).is_file() else None,
+        Evaluation(dict(metrics)),
+        dense,
+        model_card.theoretical_flops(trajectory, report),
+        upload.figures(directory),
+    )
+
+
+def _saved_model(directory: str | os.PathLike, packed: bool) -> Path:
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no directory {directory}: push_to_hub takes a model or the directory of a saved one")
+    weight_files(directory)  # raises where there are none
+    if upload.is_packed(directory) and not packed:
+        raise ValueError(
+            f"{directory} holds packed weights, which load only with this package: pass packed=True, or turn them into"
+            " plain ones first with hf_autosparse.unpack"
+        )
+    return directory
+
+
+def _save(model: nn.Module, directory: Path, processing_class: Any) -> Path:
+    directory.mkdir()
+    save_plain(model, directory)
+    record = record_of(model)
+    if record is not None:
+        record.config.save_pretrained(directory)
+    if processing_class is not None:
+        processing_class.save_pretrained(directory)
+    return directory

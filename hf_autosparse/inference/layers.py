@@ -1,0 +1,239 @@
+"""Layers of a trained model whose product skips the zeros of their weight.
+
+A layer is converted by swapping its `__class__`, as in layers.py: names, `state_dict`, hooks and tied weights stay. The
+weight stays too, for saving and for the calls that the kernel does not take; its sparse form is derived from it, made
+again when the weight changes, and never stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from .. import kernels
+
+logger = logging.getLogger(__name__)
+
+Ranges = tuple[tuple[int, float], ...]
+EVERY_NUMBER: Ranges = ((1, math.inf),)
+
+_handles = itertools.count()
+_by_handle: weakref.WeakValueDictionary[int, InferenceLayer] = weakref.WeakValueDictionary()
+_warned_of_gradients = False
+
+
+class InferenceLayer:
+    """Mixin: `forward` takes the sparse product where it can and may, else what the dense layer does.
+
+    It can for plain tensors of its backend's device and dtypes (on the CPU finite float32), without autocast, when no
+    gradient is asked for. It may for the numbers of tokens (or pixels) in `sparse_for`, a sequence of inclusive ranges.
+    `backend` is the name of the sparse form, one of `kernels.BACKENDS`; with `exact`, a weight that this form would
+    round takes the dense product.
+
+    The checks are written for speed: one small layer takes ten microseconds, and a model has hundreds.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    sparse_for: Ranges
+    backend: str = "sparse"
+    exact: bool = False
+
+    def matrix_view(self) -> Tensor:
+        """The weight as (outputs, inputs)."""
+        raise NotImplementedError
+
+    def sparse_product(self, input: Tensor) -> Tensor | None:
+        """The layer's output by the kernel, or None where it does not apply. `input` is contiguous."""
+        raise NotImplementedError
+
+    def output_shape(self, input: Tensor) -> tuple[int, ...]:
+        return *input.shape[:-1], self.matrix_view().shape[0]
+
+    def dense_forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_compiling():
+            return self._traced(input)
+        if type(input) is Tensor and self._takes(input) and not _disturbed(input.device.type):
+            if not torch.is_grad_enabled() or not self._asks_for_gradients(input):
+                output = self.sparse_product(input if input.is_contiguous() else input.contiguous())
+                if output is not None:
+                    return output
+        return self.dense_forward(input)
+
+    def _takes(self, input: Tensor) -> bool:
+        weight = self._parameters["weight"]
+        same = input.dtype is weight.dtype and input.device == weight.device
+        return same and kernels.BACKENDS[self.backend].applies(input)
+
+    def _asks_for_gradients(self, input: Tensor) -> bool:
+        global _warned_of_gradients
+        asked = input.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        if asked and not _warned_of_gradients:
+            _warned_of_gradients = True
+            logger.warning(
+                "a model from to_inference was called with gradients enabled, which takes the dense product:"
+                " call it under torch.inference_mode() or torch.no_grad()"
+            )
+        return asked
+
+    def _matrix(self, tokens: int) -> kernels.Matrix | None:
+        """The sparse form of the present weight, or None where this call is better or necessarily dense.
+
+        The stamp tells whether the weight is still the one it was made from. Threads that find it stale at once make
+        it twice, which is harmless.
+        """
+        for low, high in self.sparse_for:
+            if low <= tokens <= high:
+                break
+        else:
+            return None
+        parameters = self._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        if bias is not None and not (
+            bias.dtype is weight.dtype and bias.device == weight.device and bias.is_contiguous()
+        ):
+            return None
+        cached = self.__dict__.get("_packed")
+        stamp = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if cached is None or cached[0] != stamp:
+            backend = kernels.BACKENDS[self.backend]
+            takes = backend.applies(weight) and (not self.exact or backend.exact(weight.detach()))
+            matrix = backend.build(self.matrix_view().detach()) if takes else None
+            self._packed = cached = (stamp, matrix)
+        return cached[1]
+
+    # ---- torch.compile: one opaque operator in the graph ----
+
+    def _traced(self, input: Tensor) -> Tensor:
+        gradients = torch.is_grad_enabled() and (
+            input.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        )
+        if gradients or torch.compiler.is_exporting() or not self._takes(input):
+            return self.dense_forward(input)
+        return torch.ops.hf_autosparse.inference_layer(input, self.weight, self.bias, self._handle)
+
+    # ---- Copies: the sparse form and the handle are the original's own ----
+
+    def prepare(self, sparse_for: Ranges, backend: str, exact: bool = False) -> None:
+        """Set up an object whose class was just swapped; builds the sparse form."""
+        self.sparse_for, self.backend, self.exact = sparse_for, backend, exact
+        self._register()
+        if sparse_for:
+            self._matrix(int(sparse_for[0][0]))
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Memory of the sparse form."""
+        matrix = self._packed[1]
+        return 0 if matrix is None else matrix.bytes
+
+    def _register(self) -> None:
+        self._handle = next(_handles)
+        _by_handle[self._handle] = self
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_packed", "_handle")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._register()
+
+
+@torch.library.custom_op("hf_autosparse::inference_layer", mutates_args=())
+def _inference_layer(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor:
+    """A layer's forward by its handle. `weight` and `bias` are there for the compiler, which must know what is read."""
+    layer = _by_handle[handle]
+    output = layer.sparse_product(input.contiguous())
+    return layer.dense_forward(input).contiguous() if output is None else output
+
+
+@_inference_layer.register_fake
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor:
+    return input.new_empty(_by_handle[handle].output_shape(input))
+
+
+def _disturbed(device: str) -> bool:
+    """Whether something that must see or change every operation is at work: autocast, tracing, functorch."""
+    return (
+        torch.is_autocast_enabled(device)
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+class InferenceLinear(InferenceLayer, nn.Linear):
+    def matrix_view(self) -> Tensor:
+        return self._parameters["weight"]
+
+    def sparse_product(self, input: Tensor) -> Tensor | None:
+        return token_product(self, input)
+
+
+def token_product(layer: InferenceLayer, input: Tensor) -> Tensor | None:
+    """`sparse_product` of a layer on tokens: input (..., inputs)."""
+    inputs = input.shape[-1] if input.dim() else 0
+    tokens = input.numel() // inputs if inputs else 0
+    matrix = layer._matrix(tokens)
+    if matrix is None or inputs != matrix.cols:  # the dense layer has the message for a wrong size
+        return None
+    return matrix.product(input, layer._parameters["bias"])
+
+
+class InferenceConv2d(InferenceLayer, nn.Conv2d):
+    """A convolution without groups: the product of the weight with every window of pixels."""
+
+    def matrix_view(self) -> Tensor:
+        return self._parameters["weight"].flatten(1)
+
+    def output_shape(self, input: Tensor) -> tuple[int, ...]:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        sides = (input.shape[2] + top + bottom, input.shape[3] + left + right)
+        out = map(kernels.convolved, sides, self.kernel_size, self.stride, self.dilation)
+        return input.shape[0], self.out_channels, *out
+
+    def sparse_product(self, input: Tensor) -> Tensor | None:
+        if input.dim() != 4 or input.shape[1] != self.in_channels or input.numel() == 0:
+            return None  # one image without a batch; the dense layer has the message for a wrong size
+        _, _, height, width = self.output_shape(input)
+        matrix = self._matrix(height * width) if height > 0 and width > 0 else None
+        if matrix is None:
+            return None
+        if any(self._reversed_padding_repeated_twice):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode)
+        return matrix.convolution(input, self._parameters["bias"], self.kernel_size, self.stride, self.dilation)
+
+
+_CLASSES: dict[type[nn.Module], type[InferenceLayer]] = {nn.Linear: InferenceLinear, nn.Conv2d: InferenceConv2d}
+
+
+def inference_class(module: nn.Module) -> type[InferenceLayer] | None:
+    """The counterpart of a module's exact type, or None: subclasses may bypass `forward` or hold no plain weight."""
+    cls = type(module)
+    if cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils":
+        from .conv1d import InferenceConv1D  # imported only for models that use it
+
+        return InferenceConv1D
+    return _CLASSES.get(cls)
+
+
+def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse", exact: bool = False) -> None:
+    """Make a dense layer one for inference, in place."""
+    module.__class__ = inference_class(module)
+    module.prepare(sparse_for, backend, exact)
+
+
+def swap_out(layer: InferenceLayer) -> None:
+    """Undo `swap_in`."""
+    for name in ("_packed", "_handle", "sparse_for", "backend", "exact"):
+        layer.__dict__.pop(name, None)
+    layer.__class__ = type(layer).__mro__[2]  # (inference class, InferenceLayer, dense class, ...)

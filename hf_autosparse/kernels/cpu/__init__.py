@@ -1,0 +1,1 @@
+"""The C kernels: building, binding, and the forms that they compute with."""

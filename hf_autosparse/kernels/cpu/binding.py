@@ -1,0 +1,109 @@
+"""The compiled library: where it is, how its functions are called."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, build, compiler, compiler_key, instruction_sets, library_name
+
+_PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _PTR, _INT]),
+    "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
+    "screen": (_LONG, [_PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT, _LONG, _INT]),
+    "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
+    "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
+}
+_PLAN = (_LONG, [_PTR, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR])
+_FILL = (_INT, [_PTR, _PTR, _LONG, _LONG, _INT])
+
+_forked = False
+
+
+@dataclass(frozen=True)
+class Library:
+    """The functions of csrc/, for one instruction set. They check nothing: callers pass sound pointers and sizes."""
+
+    path: Path
+    isa: str
+    plan: ctypes._CFuncPtr
+    fill: ctypes._CFuncPtr
+    matmul: ctypes._CFuncPtr
+    gradient: ctypes._CFuncPtr
+    screen: ctypes._CFuncPtr
+    forward: ctypes._CFuncPtr
+    backward: ctypes._CFuncPtr
+
+
+def threads() -> int:
+    """Threads to use: torch's number, but one in a forked child, where the parent's OpenMP threads are gone."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def cache_directory() -> Path:
+    """Where this user's built libraries and measurements lie: $HF_AUTOSPARSE_CACHE, else ~/.cache/hf_autosparse."""
+    if named := os.environ.get("HF_AUTOSPARSE_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hf_autosparse"
+
+
+def library_file() -> Path:
+    """The library of the current sources: the installed one, else the cached one, which is built if need be.
+
+    Raises:
+        BuildError: it cannot be built.
+        OSError: the cache cannot be written.
+    """
+    installed = Path(__file__).parents[1] / library_name()
+    if installed.is_file():
+        return installed
+    command = compiler()
+    cached = cache_directory() / f"{installed.stem}-{compiler_key(command)}.so"
+    if not cached.is_file():
+        build(cached)
+    return cached
+
+
+def supported_isas() -> list[str]:
+    """What this processor can run of what the library is compiled for, best first. torch knows the processor."""
+    isas = list(instruction_sets())
+    if isas[0] == "sse2":
+        capability = torch.backends.cpu.get_cpu_capability()
+        isas = isas[: 3 if capability.startswith("AVX512") else 2 if capability == "AVX2" else 1]
+    return isas[::-1]
+
+
+def bind(path: Path, isa: str) -> Library:
+    """Load the library and take its functions for one instruction set.
+
+    Raises:
+        OSError: it does not load.
+        BuildError: its compiler did not know the instruction set.
+    """
+    loaded = ctypes.CDLL(str(path))  # releases the GIL during calls
+    functions = {"plan": ("autosparse_plan", _PLAN), "fill": ("autosparse_fill", _FILL)}
+    functions |= {name: (f"autosparse_{name}_{isa}", signature) for name, signature in _SIGNATURES.items()}
+    bound = {}
+    for name, (symbol, (result, arguments)) in functions.items():
+        try:
+            function = getattr(loaded, symbol)
+        except AttributeError as error:
+            raise BuildError(f"{path} was compiled without {isa}") from error
+        function.restype, function.argtypes = result, arguments
+        bound[name] = function
+    return Library(path, isa, **bound)

@@ -1,0 +1,1 @@
+"""What a GPU computes by CUDA's own libraries."""

@@ -1,0 +1,1 @@
+"""Sparse layers: which layers become sparse, what they compute, and back."""

@@ -1,0 +1,20 @@
+"""The sparse counterpart of transformers' Conv1D (GPT-2): a Linear whose weight has shape (inputs, outputs)."""
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from . import product as sparse_product
+from .sparse import SparseLayer
+
+
+class SparseConv1D(SparseLayer, Conv1D):
+    output_dim = 1
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        flat = input.view(-1, input.size(-1))
+        flat = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+        return flat.view(*input.shape[:-1], self.nf)
+
+    def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        return sparse_product.linear(self, input, weight, bias)

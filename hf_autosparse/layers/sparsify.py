@@ -1,0 +1,163 @@
+"""`sparsify` a model in place, look at it, and `finalize` it back into a plain model with exact zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AutoSparseConfig
+from ..inference.layers import InferenceLayer
+from ..methods import get_method
+from ..methods.distributions import SPARSITY_DISTRIBUTIONS
+from .selection import select_layers
+from .sparse import SparseLayer, sparse_class, swap_in, swap_out
+
+_RECORD = "_autosparse"
+
+
+@dataclass
+class Record:
+    """What `sparsify` leaves on the model: the configuration, the sparse layers' names, why the others stayed dense."""
+
+    config: AutoSparseConfig
+    sparse: list[str]
+    dense: dict[str, str]
+
+
+def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
+    """Make the layers that `config` selects sparse, in place, and return the model.
+
+    Create the optimizer afterwards: the layers gain parameters. `sparsity_report(model)` shows what was left dense,
+    and why.
+
+    Raises:
+        ValueError: the model is already sparse, a pattern matches nothing, or no layer is left.
+    """
+    selection = select_layers(model, config)
+    method = get_method(config.method)
+    method.check_model(model, selection.sparse)
+    sparsifiers = {}
+    budget = _budget(selection.sparse, config)
+    for name, layer in selection.sparse.items():
+        try:
+            sparsifiers[name] = method(layer.weight, config, sparse_class(layer).output_dim, budget.get(name))
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+    for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
+        with torch.no_grad():
+            sparsifiers[name].initialise(layer.weight)
+        swap_in(layer, sparsifiers[name])
+    setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
+    return model
+
+
+def _budget(layers: Mapping[str, nn.Module], config: AutoSparseConfig) -> dict[str, float]:
+    """Each layer's share of `target_sparsity`; empty for a method that has no budget."""
+    if config.target_sparsity is None or config.learns_target:
+        return {}
+    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+    return SPARSITY_DISTRIBUTIONS[config.sparsity_distribution](shapes, config.target_sparsity)
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """What `sparsify` noted on this model, or None. Kept by `finalize`."""
+    return getattr(model, _RECORD, None)
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """Name -> sparse layer, in registration order; empty for a dense or finalized model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
+
+
+def sparsifier_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the sparsifiers (thresholds), which the optimizer treats as their own group."""
+    return {
+        f"{name}.sparsifier.{key}": parameter
+        for name, layer in sparse_layers(model).items()
+        for key, parameter in layer.sparsifier.named_parameters()
+    }
+
+
+@torch.no_grad()
+def finalize(model: nn.Module) -> nn.Module:
+    """Write each effective weight into its layer and turn the layers back into plain ones, in place.
+
+    The result computes what the sparse model computed, has exact zeros and no trace of this package in its state dict.
+
+    Raises:
+        ValueError: the model has no sparse layer.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no sparse layer to finalize: call sparsify(model, config) first")
+    for layer in layers.values():
+        layer.weight.copy_(layer.sparse_weight())
+        swap_out(layer)
+    return model
+
+
+@torch.no_grad()
+def deployable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The state dict that `finalize(model)` would have, without touching the model."""
+    layers = sparse_layers(model)
+    private = tuple(f"{name}.sparsifier." for name in layers)
+    state = model.state_dict() if state_dict is None else state_dict
+    deployable = {key: value for key, value in state.items() if not key.startswith(private)}
+    return deployable | {f"{name}.weight": layer.sparse_weight() for name, layer in layers.items()}
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[nn.Module]:
+    """Compute each effective weight once and use it as a constant inside the block: for evaluation and generation.
+
+    Costs one extra copy of the sparse weights. Gradients do not reach the weights inside the block.
+    """
+    layers = sparse_layers(model).values()
+    with torch.no_grad():
+        for layer in layers:
+            layer.folded = layer.sparse_weight()
+            layer.forget_derived()
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.folded = None
+
+
+@torch.no_grad()
+def layer_sparsity(model: nn.Module) -> dict[str, float]:
+    """Fraction of zeros of each layer's effective weight. One transfer from the device for all layers.
+
+    Covers the sparse layers; after `finalize` the same ones; for any other model every Linear, Conv2d and Conv1D.
+    """
+    weights = {name: layer.sparse_weight() for name, layer in sparse_layers(model).items()}
+    record = record_of(model)
+    if not weights and record is not None:
+        weights = {name: model.get_submodule(name).weight for name in record.sparse}
+    if not weights:
+        weights = {
+            name: m.weight
+            for name, m in model.named_modules()
+            if sparse_class(m) is not None or isinstance(m, InferenceLayer)
+        }
+    if not weights:
+        return {}
+    kept = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist()
+    return {name: 1 - count / weight.numel() for (name, weight), count in zip(weights.items(), kept, strict=True)}
+
+
+def sparsity(model: nn.Module) -> float:
+    """Fraction of zeros over the weights of the layers that `layer_sparsity` covers, in [0, 1].
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    fractions = layer_sparsity(model)
+    if not fractions:
+        raise ValueError(f"{type(model).__name__} has no Linear, Conv2d or Conv1D layer")
+    sizes = {name: model.get_submodule(name).weight.numel() for name in fractions}
+    return sum(fractions[name] * sizes[name] for name in fractions) / sum(sizes.values())

@@ -1,0 +1,1 @@
+"""What is sparse, how much, and what it costs."""

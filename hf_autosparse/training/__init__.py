@@ -1,0 +1,1 @@
+"""Trainer: what it calls, what it saves, what it pushes."""

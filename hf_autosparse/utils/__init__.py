@@ -1,0 +1,1 @@
+"""What every room needs: files, tables, progress bars, checks of settings."""
