@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import transformers
 if not torch.cuda.is_available():  # triton reads it when it is first imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `tiny`
 transformers.logging.set_verbosity_warning()
 
 

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from paths import HELPERS
 
 
 @pytest.mark.slow
@@ -14,7 +15,7 @@ def test_compile(capability, tmp_path):
     pytest.importorskip("triton", reason="needs triton (on Linux: the dev extra)")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), str(capability)]
+    command = [sys.executable, str(HELPERS / "compile_kernels.py"), str(capability)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

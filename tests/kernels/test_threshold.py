@@ -5,6 +5,7 @@ import torch
 
 from hf_autosparse import functional, kernels
 from hf_autosparse.functional import annealed_soft_threshold, soft_threshold
+from threshold_example import example
 
 pytestmark = pytest.mark.skipif(
     kernels.library() is None, reason=f"needs the C kernels, and this machine has none: {kernels.status()}"
@@ -31,15 +32,6 @@ def library(request, monkeypatch):
         pytest.skip(reason)
     monkeypatch.setattr(kernels, "_choice", (chosen, reason))
     return chosen
-
-
-def example(shape, threshold_shape):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator)
-    weight.view(-1)[:4] = torch.tensor([0.0, -0.0, 0.5, -0.5])
-    threshold = torch.rand(threshold_shape, generator=generator)
-    threshold.view(-1)[0] = 0.5  # some weights lie on their threshold
-    return weight, threshold, torch.randn(shape, generator=generator)
 
 
 def run(weight, threshold, grad, alpha):

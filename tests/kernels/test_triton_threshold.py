@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from test_threshold import example
 
 from hf_autosparse import kernels
 from hf_autosparse.functional import _AnnealedSoftThreshold, annealed_soft_threshold, soft_threshold
 from hf_autosparse.kernels.triton import availability as gpu
+from threshold_example import example
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, which the interpreter uses
 

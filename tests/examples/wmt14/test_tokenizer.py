@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from grammar import generate_pairs
 from tokenizer import BYTES, SPECIAL_TOKENS, train_tokenizer
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "wmt14"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "wmt14"
 TEXTS = [text for pair in generate_pairs(1500) for text in pair] + ['"Well-known", he said: it\'s 1,234.5 %!'] * 20
 VOCABULARY = 1200
 

@@ -21,12 +21,12 @@ from transformers import AutoModelForSeq2SeqLM, TrainerCallback
 from hf_autosparse import AutoSparseConfig, finalize, flops, pack, push_to_hub, sparse_layers, sparsify, sparsity
 from hf_autosparse.reports.checkpoint import checkpoint_report
 from hub_server import TOKEN, HubServer
+from paths import PYTHONPATH
 from tiny import StopAt, assert_same_state, tiny_pairs, tiny_trainer, tiny_translator
 
 # huggingface_hub's own, when it sends a file
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
-TESTS = Path(__file__).parent
 PRIVATE = ("state", "manifest", "loss_", ".tmp", ".bin", ".pt", ".pth", ".pkl", ".saving", ".pushing", "checkpoint")
 PLOTS = {"plots/layers.png", "plots/training.png"}
 
@@ -77,7 +77,7 @@ def environment(hub, tmp_path):
     """For a process of its own."""
     own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_CACHE": str(tmp_path / "own")}
     inherited = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-    return inherited | own | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    return inherited | own | {"PYTHONPATH": PYTHONPATH}
 
 
 def sparse_translator(share: float = 0.6):

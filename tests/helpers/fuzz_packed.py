@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the reader of packed files: nothing but PackedFormatError may come out of it.
 
     pip install "hf-autosparse[fuzz]"
-    python tests/fuzz_packed.py --inputs 120000 --json benchmarks/results/fuzz_packed.json
+    python tests/helpers/fuzz_packed.py --inputs 120000 --json benchmarks/results/fuzz_packed.json
 
 Atheris (libFuzzer) follows which lines of packed_format.py each input reaches, and keeps those that reach new ones. A
 quarter of the inputs is changed byte by byte, an eighth behind the header only. In the others the header stays readable

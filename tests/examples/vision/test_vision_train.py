@@ -18,10 +18,8 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from image_data import DataConfig, ImageCollator, load_split
 from image_trainer import ClassificationLoss, scaled_learning_rate
+from paths import HELPERS, ROOT
 from tiny_vision import TINY, recording, tiny_recipe
-
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 
 @pytest.fixture
@@ -150,7 +148,7 @@ def two_processes(tmp_path_factory) -> dict[str, Path]:
     given = json.dumps([[str(folder / name), *job] for name, job in jobs.items()])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command += [str(HERE / "vision_worker.py"), given]
+    command += [str(HELPERS / "vision_worker.py"), given]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return {name: folder / name for name in jobs}

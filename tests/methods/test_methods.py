@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,9 +24,8 @@ from hf_autosparse.methods.distributions import erk
 from hf_autosparse.methods.schedules import cosine_decay, cubic_sparsity
 from hf_autosparse.reports.flops import step_fraction
 from hf_autosparse.training.callbacks import AutoSparseCallback, reset_optimizer_state
+from paths import HELPERS, PYTHONPATH, ROOT
 from tiny import assert_same_state, tiny_trainer
-
-HERE = Path(__file__).parent
 
 T, F = True, False
 SETTINGS = {
@@ -616,9 +614,9 @@ def test_a_method_without_alpha_needs_no_length_of_the_training_set():
 def test_two_processes_equal_one(tmp_path):
     """All methods in one launch; the masks agree between the processes, too."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [str(HERE / "drive.py"), str(tmp_path)]
+    command += [str(HELPERS / "drive.py"), str(tmp_path)]
     (tmp_path / "configs.json").write_text(json.dumps({name: config(name).to_dict() for name in available_methods()}))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     for name in available_methods():
@@ -649,7 +647,7 @@ def test_trainer_resumes_a_method_with_masks_exactly(tmp_path):
 
 
 def test_adding_a_method_as_documented():
-    page = (HERE.parent / "docs" / "add_a_method.md").read_text()
+    page = (ROOT / "docs" / "add_a_method.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     assert code.index("config = ") > code.index("@register")
     method = code[code.index("@dataclass") : code.index("config = ")]
@@ -668,7 +666,7 @@ def test_adding_a_method_as_documented():
 
 
 def test_the_documented_methods_are_those_there_are():
-    page = (HERE.parent / "docs" / "methods.md").read_text()
+    page = (ROOT / "docs" / "methods.md").read_text()
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(available_methods()) - {"fixed_mask"}
     for name in available_methods():

@@ -2,7 +2,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "wmt14"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "wmt14"
 
 # At the end of the path: the example's evaluate.py must not hide the evaluate library.
 sys.path.append(str(EXAMPLE))

@@ -13,7 +13,7 @@ from hf_autosparse import pack
 from recipe import load_recipe
 from tiny import StopAt, assert_same_state
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "examples" / "wmt14" / "configs"
 TINY = [
     "data.demo_train=300",

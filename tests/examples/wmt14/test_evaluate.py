@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "wmt14" / "evaluate.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "wmt14" / "evaluate.py"
 specification = importlib.util.spec_from_file_location("wmt14_evaluate", SCRIPT)  # `evaluate` is the library
 wmt14_evaluate = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(wmt14_evaluate)  # puts its folder on sys.path, for the next two imports

@@ -11,9 +11,9 @@ import torch
 
 from architectures import ARCHITECTURES, Architecture
 from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, sparse_layers, sparsify, sparsity_report
+from paths import PYTHONPATH
 from tiny import SPARSE, StopAt, assert_same_state, history, tiny_arguments
 
-HERE = Path(__file__).parent
 each = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 without_batch_norm = [a for a in ARCHITECTURES if not a.batch_norm]
 
@@ -79,8 +79,8 @@ def assert_close_states(a, b):
 
 def test_two_processes_equal_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
-    program = [str(HERE / "test_architectures.py"), str(tmp_path / "two"), "4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    program = [__file__, str(tmp_path / "two"), "4"]
     result = subprocess.run(command + program, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     train_all(tmp_path / "one", batch=8)

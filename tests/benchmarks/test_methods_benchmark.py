@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-METHODS = Path(__file__).parents[1] / "benchmarks" / "methods"
+METHODS = Path(__file__).parents[2] / "benchmarks" / "methods"
 
 
 def run(script: str, output: Path, *options: str) -> str:

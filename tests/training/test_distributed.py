@@ -11,14 +11,13 @@ from transformers import AutoModelForSeq2SeqLM
 import distributed_worker
 from hf_autosparse.reports.flops import training_fraction
 from hf_autosparse.reports.trajectory import Trajectory
-
-HERE = Path(__file__).parent
+from paths import HELPERS, PYTHONPATH
 
 
 def launch(output: Path, batch: int, stop: int = 0, resume: str = "fresh", method: str = "autosparse"):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [str(HERE / "distributed_worker.py"), str(output), str(batch), str(stop), resume, method]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    command += [str(HELPERS / "distributed_worker.py"), str(output), str(batch), str(stop), resume, method]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return recorded(output, processes=2)

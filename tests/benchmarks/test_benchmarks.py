@@ -10,7 +10,7 @@ import torch
 
 from hf_autosparse import kernels
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture

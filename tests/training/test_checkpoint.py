@@ -21,9 +21,9 @@ from hf_autosparse.training.checkpoint import (
     staging_directory,
     write_manifest,
 )
+from paths import PYTHONPATH
 from tiny import StopAt, assert_same_state, tiny_trainer
 
-HERE = Path(__file__).parent
 SAVING = {"save_strategy": "steps", "save_steps": 5}
 
 
@@ -146,7 +146,7 @@ def train_forever(directory: str, resume: bool) -> None:
 def test_kill_at_any_moment_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
     """A run that saves at every step is killed eight times, at moments spread over a save, and resumed each time."""
     # The fork server imports torch and transformers once; it gets its path from the environment alone.
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent}")
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_checkpoint"])
     step = 0

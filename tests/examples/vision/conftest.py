@@ -2,7 +2,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 sys.path += [str(EXAMPLES / "vision"), str(EXAMPLES / "common")]
 
 # By another name: `train` is the translation example's in the same test run.

@@ -26,7 +26,7 @@ from transformers import (
 
 from batching import ProcessShard, Seq2SeqCollator, TokenBatchMixin, TokenBatchSampler
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "wmt14"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "wmt14"
 PAD, START, FIRST_ID, MAX_TOKENS = 1, 2, 100, 40
 
 

@@ -17,9 +17,9 @@ from transformers import M2M100ForConditionalGeneration
 from hf_autosparse import AutoSparseConfig, finalize, pack, sparsify, unpack
 from hf_autosparse.serialization.pack import weight_files
 from hf_autosparse.training.checkpoint import publish, staging_directory
+from paths import PYTHONPATH
 from tiny import tiny_trainer, tiny_translator
 
-HERE = Path(__file__).parent
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile"}
 SHARDS = {"max_shard_size": "8KB"}
 
@@ -94,7 +94,7 @@ def prepare(directory: Path) -> None:
 def fork_server():
     """Imports torch and transformers once; it gets its path from the environment alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent}")
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["test_kill"])
         yield context

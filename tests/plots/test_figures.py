@@ -29,7 +29,7 @@ from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from hf_autosparse.training.plot_callback import PlotCallback
 from tiny import StopAt, tiny_trainer
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def trajectory(sparsities, *, alphas=(0.5, 0.25, 0.0), costs=True, names=("small", "large")):
