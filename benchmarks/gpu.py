@@ -128,7 +128,7 @@ def main() -> None:
         triton_matvec._multiprocessors = lambda device: 1
     elif not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU; --interpret shows without one that the script works")
-    elif not gpu.there():
+    elif not gpu.is_available():
         parser.error(f"this needs the Triton kernels, but this machine takes {gpu.status()}")
     torch.manual_seed(0)
     where = {

@@ -108,7 +108,7 @@ def to_inference(
     _check_devices(layers, wanted)
     for choice in sorted(set(wanted.values()) & set(kernels.BACKENDS)):
         form = kernels.BACKENDS[choice]
-        if not form.there():
+        if not form.is_available():
             raise RuntimeError(f"backend {choice!r} needs {form.needs}, but this machine takes {form.status()}")
     picker = _Picker(model, remeasure)
     picks = {name: picker.pick(name, module, wanted[name], name in overrides) for name, module in layers.items()}
@@ -209,7 +209,7 @@ class _Picker:
                     f" overrides={{{name!r}: 'dense'}}, or take backend='auto'"
                 )
             return _Pick(zeros, EVERY_NUMBER, why, wanted)
-        usable = [form for form in forms if refusals[form.name] is None and form.there()]
+        usable = [form for form in forms if refusals[form.name] is None and form.is_available()]
         if not usable:
             return _Pick(zeros, (), f"no {forms[0].needs.removeprefix('the ')} on this machine")
         speedups = {form.name: self._speedups(layer, zeros, form.name) for form in usable}

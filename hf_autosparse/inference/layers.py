@@ -62,7 +62,7 @@ class InferenceLayer:
     def forward(self, input: Tensor) -> Tensor:
         if is_compiling():
             return self._traced(input)
-        if type(input) is Tensor and self._takes(input) and not _disturbed(input.device.type):
+        if type(input) is Tensor and self._takes(input) and not _needs_plain_ops(input.device.type):
             if not torch.is_grad_enabled() or not self._asks_for_gradients(input):
                 output = self.sparse_product(input if input.is_contiguous() else input.contiguous())
                 if output is not None:
@@ -161,7 +161,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor
     return input.new_empty(_by_handle[handle].output_shape(input))
 
 
-def _disturbed(device: str) -> bool:
+def _needs_plain_ops(device: str) -> bool:
     """Whether something that must see or change every operation is at work: autocast, tracing, functorch."""
     return (
         torch.is_autocast_enabled(device)

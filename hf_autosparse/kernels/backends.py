@@ -37,7 +37,7 @@ class Backend:
         device: type of the device that it is for.
         dtypes: of weight, bias and activations, which must be the same.
         build: weight (rows, cols) -> its form, or None where the kernels are missing.
-        there: whether the kernels are there; `needs` and `status` say what they are and which are taken instead.
+        is_available: whether the kernels can be used; `needs` and `status` say what they are and which are taken instead.
         refusal: why a weight (rows, cols) cannot take the form, or None.
         most_tokens: beyond, `product` is None.
         convolves: whether it has a `convolution`.
@@ -48,7 +48,7 @@ class Backend:
     device: str
     dtypes: tuple[torch.dtype, ...]
     build: Callable[[Tensor], Matrix | None]
-    there: Callable[[], bool]
+    is_available: Callable[[], bool]
     needs: str
     status: Callable[[], str]
     refusal: Callable[[Tensor], str | None] = lambda weight: None
@@ -86,7 +86,7 @@ BACKENDS = {
             "cpu",
             (torch.float32,),
             _sparse_matrix,
-            there=lambda: _library() is not None,
+            is_available=lambda: _library() is not None,
             needs="the C kernels",
             status=_c_status,
             convolves=True,
@@ -96,7 +96,7 @@ BACKENDS = {
             "cpu",
             (torch.float32,),
             lambda weight: _sparse_matrix(weight, torch.bfloat16),
-            there=lambda: _library() is not None,
+            is_available=lambda: _library() is not None,
             needs="the C kernels",
             status=_c_status,
             convolves=True,
@@ -106,8 +106,8 @@ BACKENDS = {
             "bitmask",
             "cuda",
             bitmask_matrix.DTYPES,
-            lambda weight: BitmaskMatrix(weight) if gpu.there() else None,
-            there=gpu.there,
+            lambda weight: BitmaskMatrix(weight) if gpu.is_available() else None,
+            is_available=gpu.is_available,
             needs="the Triton kernels",
             status=gpu.status,
             most_tokens=bitmask_matrix.MOST_TOKENS,
@@ -117,7 +117,7 @@ BACKENDS = {
             "cuda",
             semi_structured.DTYPES,
             SemiStructuredMatrix,
-            there=lambda: torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
+            is_available=lambda: torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
             needs="a GPU of compute capability 8.0",
             status=lambda: "the dense product",
             refusal=semi_structured.refusal,

@@ -107,7 +107,7 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
         CPU, under autocast, functorch, tracing or `torch.compile`, without the C kernels, for a weight with fewer than
         30 % zeros, and, with "auto", where the sparse product was not measured faster.
     """
-    if _disturbed() or not _takes(input, weight, bias) or layer.weight.is_inference():
+    if _needs_plain_ops() or not _takes(input, weight, bias) or layer.weight.is_inference():
         return None
     matrix = weight if layer.output_dim == 0 else weight.t()
     if not input.dim() or input.shape[-1] != matrix.shape[1]:  # the dense product has the message
@@ -118,7 +118,7 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
     forms = _forms(layer, matrix, input.numel() // input.shape[-1], bias is not None, library)
     if forms is None:
         return None
-    return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.wants_gradient)
+    return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.collects_gradient)
 
 
 @dataclass
@@ -194,7 +194,7 @@ def _takes(*tensors: Tensor | None) -> bool:
     return tensors[-1] is None or tensors[-1].is_contiguous()
 
 
-def _disturbed() -> bool:
+def _needs_plain_ops() -> bool:
     """Whether something that must see or change every operation is at work."""
     return (
         torch.compiler.is_compiling()

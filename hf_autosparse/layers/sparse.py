@@ -40,7 +40,7 @@ class SparseLayer:
         if self.folded is not None or not self.training:
             return self.sparse_weight()
         effective = self._effective_weight()
-        if self.sparsifier.wants_gradient and effective.requires_grad:
+        if self.sparsifier.collects_gradient and effective.requires_grad:
             effective.register_hook(self.sparsifier.collect_gradient)
         return effective
 
@@ -49,7 +49,7 @@ class SparseLayer:
             return self.sparsifier(self.weight)
         stamp, kept = stamp_of(self), self.__dict__.get("_effective")
         if kept is not None and kept[0] == stamp:
-            return self.sparsifier.again(self.weight, kept[1])
+            return self.sparsifier.forward_cached(self.weight, kept[1])
         effective = self.sparsifier(self.weight)
         self.__dict__["_effective"] = stamp, effective.detach()
         return effective

@@ -15,7 +15,7 @@ class AutoSparse(Sparsifier):
 
     The paper's threshold is per layer; `threshold_granularity="channel"` is an extension. Parameter `threshold` holds
     s in float32: shape (1,), because FSDP2 and ZeRO-3 reject 0-dim parameters, or (channels,). `alpha` is a Python
-    float set by `anneal`: it enters the backward pass only, and is derived from training progress, never stored.
+    float set by `begin_step`: it enters the backward pass only, and is derived from training progress, never stored.
     """
 
     name = "autosparse"
@@ -67,9 +67,9 @@ class AutoSparse(Sparsifier):
     def forward(self, weight: Tensor) -> Tensor:
         return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.config.backward_sparsity)
 
-    def again(self, weight: Tensor, known: Tensor) -> Tensor:
+    def forward_cached(self, weight: Tensor, cached: Tensor) -> Tensor:
         return annealed_soft_threshold(
-            weight, self._value(weight), self.alpha, self.config.backward_sparsity, known=known
+            weight, self._value(weight), self.alpha, self.config.backward_sparsity, known=cached
         )
 
     def gradient_mask(self, weight: Tensor) -> Tensor | None:

@@ -43,7 +43,7 @@ class Progress:
     steps: int
 
     def after_step(self) -> Progress:
-        """Where the step to come will have led, as `update` sees it; `epoch` stays what it is."""
+        """Where the step to come will have led, as `end_step` sees it; `epoch` stays what it is."""
         return dataclasses.replace(self, step=self.step + 1)
 
 
@@ -73,7 +73,9 @@ class Sparsifier(nn.Module):
     reads: ClassVar[frozenset[str]] = frozenset()
     default_alpha: ClassVar[tuple[float, str]] = (0.0, "fixed")
 
-    wants_gradient = False  # set by `anneal`: the next backward passes shall collect the effective weight's gradient
+    collects_gradient = (
+        False  # set by `begin_step`: the next backward passes shall collect the effective weight's gradient
+    )
 
     def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0, sparsity: float | None = None):
         super().__init__()
@@ -87,7 +89,7 @@ class Sparsifier(nn.Module):
         """The effective weight in training, differentiable, same shape and dtype as `weight`."""
         raise NotImplementedError
 
-    def again(self, weight: Tensor, known: Tensor) -> Tensor:
+    def forward_cached(self, weight: Tensor, cached: Tensor) -> Tensor:
         """`forward` for another micro-batch of the same optimizer step, with the same values as `known`, detached."""
         return self(weight)
 
@@ -107,10 +109,10 @@ class Sparsifier(nn.Module):
     def initialise(self, weight: nn.Parameter) -> None:
         """Called once by `sparsify`, without gradients, after everything was found to work: may change the weight."""
 
-    def anneal(self, progress: Progress) -> None:
-        """Called before every optimizer step. Sets alpha and `wants_gradient`, functions of progress alone."""
+    def begin_step(self, progress: Progress) -> None:
+        """Called before every optimizer step. Sets alpha and `collects_gradient`, functions of progress alone."""
         config = self.config
-        self.wants_gradient = self.needs_gradient(progress.after_step())
+        self.collects_gradient = self.needs_gradient(progress.after_step())
         if "alpha_init" in self.reads:
             self.alpha = alpha_at(
                 config.alpha_schedule,
@@ -122,7 +124,7 @@ class Sparsifier(nn.Module):
             )
 
     def needs_gradient(self, progress: Progress) -> bool:
-        """Whether `update`, called with this progress, will take the gradient of the effective weight."""
+        """Whether `end_step`, called with this progress, will take the gradient of the effective weight."""
         return False
 
     def regularise(self, weight: nn.Parameter) -> None:
@@ -131,7 +133,7 @@ class Sparsifier(nn.Module):
         A penalty enters here with its gradient, so that accumulation does not change it.
         """
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         """Called after every optimizer step, which `progress` counts in, without gradients: may change mask and weight.
 
         Returns:
@@ -139,7 +141,7 @@ class Sparsifier(nn.Module):
         """
 
     def collect_gradient(self, gradient: Tensor) -> None:
-        """Adds up the gradient of the effective weight over the micro-batches of one step (`wants_gradient`)."""
+        """Adds up the gradient of the effective weight over the micro-batches of one step (`collects_gradient`)."""
         self._gradient = gradient.detach().clone() if self._gradient is None else self._gradient.add_(gradient)
 
     def take_gradient(self, weight: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Continuous(Sparsifier):
     def gradient_mask(self, weight: Tensor) -> None:
         """Dense: the mask is soft."""
 
-    def anneal(self, progress: Progress) -> None:
-        super().anneal(progress)
+    def begin_step(self, progress: Progress) -> None:
+        super().begin_step(progress)
         self.beta = self.config.options.temperature ** (progress.step / progress.steps)
 
     def regularise(self, weight: nn.Parameter) -> None:

@@ -64,7 +64,7 @@ class DST(Sparsifier):
         if self.threshold.grad is not None:
             self.threshold.grad -= self.config.options.penalty * torch.exp(-self.threshold)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         dying = self.mask(weight).count_nonzero() <= FEWEST * weight.numel()
         self.threshold.masked_fill_(dying, 0.0)
 

@@ -31,7 +31,7 @@ class GMP(MaskedSparsifier):
     def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
         return torch.ones_like(weight, dtype=torch.bool)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         options = self.config.options
         ends = options.ends(progress)  # the full sparsity is reached for sure
         if ends or options.due(progress):

@@ -55,8 +55,8 @@ class ITOP(RigL):
             return self.random_score(weight, progress.step)
         return super().growth_score(weight, progress)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
-        grown = super().update(weight, progress)
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+        grown = super().end_step(weight, progress)
         self.explored |= self.kept
         return grown
 

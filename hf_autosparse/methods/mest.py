@@ -67,7 +67,7 @@ class MEST(SET):
         options = self.config.options
         return options.due(progress) or options.ends(progress)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         if not self._changes(progress):
             return None
         options = self.config.options

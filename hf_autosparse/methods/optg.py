@@ -50,8 +50,8 @@ class OptG(MaskedSparsifier):
     def forward(self, weight: Tensor) -> Tensor:
         return score_masked_weight(weight, self.score, self.kept)
 
-    def anneal(self, progress: Progress) -> None:
-        super().anneal(progress)
+    def begin_step(self, progress: Progress) -> None:
+        super().begin_step(progress)
         self._share = self.share(progress)
 
     def gradient_mask(self, weight: Tensor) -> None:
@@ -61,6 +61,6 @@ class OptG(MaskedSparsifier):
         if self.score.grad is not None:
             self.score.grad *= self._share
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         count = kept_count(weight, self.final_sparsity * self.share(progress))
         self.kept.copy_(largest(self.score, count))

@@ -23,8 +23,8 @@ class RigL(SET):
     def needs_gradient(self, progress: Progress) -> bool:
         return self.config.options.due(progress)
 
-    def anneal(self, progress: Progress) -> None:
-        super().anneal(progress)
+    def begin_step(self, progress: Progress) -> None:
+        super().begin_step(progress)
         options = self.config.options
         self._dense_share = 1.0 / options.every if options.progress(progress.after_step()) < 1.0 else 0.0
 

@@ -52,7 +52,7 @@ class SET(MaskedSparsifier):
         """What growth goes by, non-negative, the weight's shape; None where nothing speaks for any weight."""
         return self.random_score(weight, progress.step)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         options = self.config.options
         if not options.due(progress) or (score := self.growth_score(weight, progress)) is None:
             return None

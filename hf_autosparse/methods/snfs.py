@@ -45,12 +45,12 @@ class SNFS(SET):
         return self.config.options.progress(progress) < 1.0
 
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
-        return None if self.wants_gradient else self.kept
+        return None if self.collects_gradient else self.kept
 
     def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor:
         return self.momentum.abs()
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         if self.needs_gradient(progress):
             self.momentum.lerp_(self.take_gradient(weight).float(), 1.0 - self.config.options.momentum)
-        return super().update(weight, progress)
+        return super().end_step(weight, progress)

@@ -61,6 +61,6 @@ class SWAT(MaskedSparsifier):
         """That of the multiplications, in weights: each entry costs the share of activations that is left."""
         return (super().gradient_count(weight) * (1.0 - self.activation_sparsity)).round().long()
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         if progress.step % self.config.options.every == 0:
             self.kept.copy_(largest(weight.abs(), int(self.kept.sum())))

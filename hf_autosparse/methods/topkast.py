@@ -80,7 +80,7 @@ class TopKAST(MaskedSparsifier):
             pull = torch.where(self.kept, l2, l2 / self.density) * weight
             weight.grad += pull if self.learning is None else torch.where(self.learning, pull, 0)
 
-    def update(self, weight: nn.Parameter, progress: Progress) -> None:
+    def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         if progress.step % self.config.options.every == 0:
             self.kept.copy_(largest(weight.abs(), int(self.kept.sum())))
             if self.learning is not None:

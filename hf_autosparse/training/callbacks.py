@@ -59,7 +59,7 @@ class AutoSparseCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         progress = self._progress(state)
         for layer in self._layers.values():
-            layer.sparsifier.anneal(progress)
+            layer.sparsifier.begin_step(progress)
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -70,7 +70,7 @@ class AutoSparseCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         progress = self._progress(state)
         for layer in self._layers.values():
-            grown = layer.sparsifier.update(layer.weight, progress)
+            grown = layer.sparsifier.end_step(layer.weight, progress)
             if grown is not None:
                 reset_optimizer_state(optimizer, layer.weight, grown)
         config = record_of(model).config

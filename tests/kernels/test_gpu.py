@@ -30,7 +30,7 @@ def weight_of(rows, cols, sparsity, dtype=torch.bfloat16):
 
 
 def test_the_kernels_are_there():
-    assert gpu.there(), gpu.status()
+    assert gpu.is_available(), gpu.status()
 
 
 @pytest.mark.parametrize("threshold_shape", [(1,), (3000, 1), (1, 5001)], ids=str)

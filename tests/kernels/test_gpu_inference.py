@@ -42,7 +42,7 @@ def device(triton_device, monkeypatch, tmp_path):
         monkeypatch.setattr(kernels.backends.SemiStructuredMatrix, "bytes", 0)
         monkeypatch.setattr(gpu, "_choice", (True, "for this test"))
         for name in ("bitmask", "semi_structured"):
-            there = dataclasses.replace(kernels.BACKENDS[name], device="cpu", there=lambda: True)
+            there = dataclasses.replace(kernels.BACKENDS[name], device="cpu", is_available=lambda: True)
             monkeypatch.setitem(kernels.BACKENDS, name, there)
         monkeypatch.delitem(kernels.BACKENDS, "sparse")
     return triton_device
@@ -149,7 +149,7 @@ def test_a_real_measurement(device, monkeypatch):
 
 def test_where_no_kernel_is_there(device, monkeypatch):
     for name in ("bitmask", "semi_structured"):
-        none = dataclasses.replace(kernels.BACKENDS[name], there=lambda: False, status=lambda: "plain torch")
+        none = dataclasses.replace(kernels.BACKENDS[name], is_available=lambda: False, status=lambda: "plain torch")
         monkeypatch.setitem(kernels.BACKENDS, name, none)
     model = nn.Sequential(pruned(nn.Linear(64, 32))).to(device)
     assert inference_report(to_inference(model)).rows[0].reason == "no Triton kernels on this machine"

@@ -216,7 +216,7 @@ def test_kernels_that_do_not_work_are_not_used(computes, reason, kernel, undecid
 
 def test_the_variable_turns_them_off(undecided, monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not gpu.there() and gpu.status() == "plain torch (HF_AUTOSPARSE_KERNELS=torch)"
+    assert not gpu.is_available() and gpu.status() == "plain torch (HF_AUTOSPARSE_KERNELS=torch)"
 
 
 def test_on_the_cpu_nothing_is_decided(undecided):

@@ -129,13 +129,13 @@ def test_every_method_gets_the_gradients_that_it_needs(method, alpha):
         if method == "fixed_mask":
             layer.sparsifier.kept.copy_(torch.rand(24, 32, generator=torch.Generator().manual_seed(4)) < 0.25)
         for step in (99, 100):  # every=100: the first collects the gradient, the mask changes, weights are grown at 0
-            layer.sparsifier.anneal(Progress(step / 100, 4.0, step, 400))
+            layer.sparsifier.begin_step(Progress(step / 100, 4.0, step, 400))
             x = torch.randn(9, 32, generator=torch.Generator().manual_seed(step))
             model(x).square().sum().backward()
             gradient = layer.sparsifier._gradient
             collected.append({"collected": None if gradient is None else gradient.clone()})
             with torch.no_grad():
-                layer.sparsifier.update(layer.weight, Progress(step / 100, 4.0, step + 1, 400))
+                layer.sparsifier.end_step(layer.weight, Progress(step / 100, 4.0, step + 1, 400))
 
     dense, sparse = both(between=step, **settings)
     assert_close(dense, sparse)

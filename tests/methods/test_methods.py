@@ -66,7 +66,7 @@ def step(number: int, of: int = 100) -> Progress:
 
 @torch.no_grad()
 def update(layer, number: int, of: int = 100):
-    return layer.sparsifier.update(layer.weight, step(number, of))
+    return layer.sparsifier.end_step(layer.weight, step(number, of))
 
 
 # ---- Pure functions ----
@@ -167,7 +167,7 @@ def test_rigl_grows_where_the_gradient_is_largest():
     options = {"every": 1, "drop_fraction": 1.0}
     layer = sparsify(linear([[1.0, 2, 3, 4]]), config("rigl", target_sparsity=0.5, options=options))
     layer.sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
-    layer.sparsifier.anneal(step(0, of=10_000))
+    layer.sparsifier.begin_step(step(0, of=10_000))
     for _ in range(2):  # two micro-batches
         layer(torch.tensor([[1.0, 5.0, -9.0, 2.0]])).sum().backward()
     assert layer.weight.grad.tolist() == [[2, 10, 0, 0]]  # the weights' own gradient is masked
@@ -192,7 +192,7 @@ def test_rigl_with_random_growth_is_set():
 def test_rigl_holds_no_gradient_between_updates():
     layer = sparsify(nn.Linear(8, 8), config("rigl", options={"every": 5}))
     for number in range(12):
-        layer.sparsifier.anneal(step(number))
+        layer.sparsifier.begin_step(step(number))
         layer(torch.ones(2, 8)).sum().backward()
         assert (layer.sparsifier._gradient is not None) == (number % 5 == 4)
         update(layer, number + 1)
@@ -204,7 +204,7 @@ def test_a_layer_that_a_step_did_not_use_keeps_its_mask():
         options = {"every": 1} | ({"gradient": 0.5} if method == "mest" else {})
         layer = sparsify(nn.Linear(8, 8), config(method, options=options))
         before = layer.sparsifier.kept.clone()
-        layer.sparsifier.anneal(step(0))
+        layer.sparsifier.begin_step(step(0))
         grown = update(layer, 1)
         assert layer.sparsifier.kept.sum() == before.sum()
         assert method != "rigl" or (grown is None and torch.equal(layer.sparsifier.kept, before))
@@ -215,12 +215,12 @@ def test_itop_explores():
     sparsifier = layer.sparsifier
     sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
     sparsifier.explored.copy_(sparsifier.kept)
-    sparsifier.anneal(step(1))
+    sparsifier.begin_step(step(1))
     layer(torch.tensor([[0.0, 0.0, 1.0, 3.0]])).sum().backward()
     update(layer, 2)  # half of the two kept weights is dropped, the smaller
     assert sparsifier.kept.tolist() == [[F, T, F, T]] and sparsifier.metrics()["explored"] == 0.75
-    sparsifier.anneal(step(99))
-    assert not sparsifier.wants_gradient  # the last step changes no more
+    sparsifier.begin_step(step(99))
+    assert not sparsifier.collects_gradient  # the last step changes no more
 
 
 def test_itop_grows_at_random_as_set_does():
@@ -228,8 +228,8 @@ def test_itop_grows_at_random_as_set_does():
     for method, options in (("set", {"drop_fraction": 0.5, "until": 1.0}), ("itop", {"growth": "random"})):
         torch.manual_seed(3)
         layer = sparsify(nn.Linear(12, 8, bias=False), config(method, options={"every": 1} | options))
-        layer.sparsifier.anneal(step(6))
-        assert not layer.sparsifier.wants_gradient
+        layer.sparsifier.begin_step(step(6))
+        assert not layer.sparsifier.collects_gradient
         update(layer, 7)
         masks.append(layer.sparsifier.kept)
     assert torch.equal(*masks)
@@ -243,20 +243,20 @@ def test_snfs_grows_where_the_average_gradient_is_largest():
     sparsifier = layer.sparsifier
     sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
     for number, gradient in ((1, [0.0, 0, 8, 2]), (2, [0.0, 0, 1, 4])):
-        sparsifier.anneal(step(number - 1))
+        sparsifier.begin_step(step(number - 1))
         layer(torch.tensor([gradient])).sum().backward()
         update(layer, number)
     assert sparsifier.momentum.tolist() == [[0, 0, 2.5, 2.5]]  # (8 / 2 + 1) / 2 and (2 / 2 + 4) / 2
     assert sparsifier.kept[0, 1] and sparsifier.kept.sum() == 2  # the smaller weight was dropped
     assert sparsifier.gradient_count(layer.weight) == 4
-    sparsifier.anneal(step(80))
+    sparsifier.begin_step(step(80))
     assert sparsifier.gradient_count(layer.weight) == 2
 
 
 def test_topkast_anneals_the_weights_outside_its_forward_set():
     settings = {"target_sparsity": 0.5, "alpha_schedule": "linear", "alpha_update": "step", "options": {}}
     layer = sparsify(linear([[1.0, 2, 3, 4]]), config("topkast", backward_sparsity=None, **settings))
-    layer.sparsifier.anneal(Progress(0.75, 1.0, 75, 100))
+    layer.sparsifier.begin_step(Progress(0.75, 1.0, 75, 100))
     layer(torch.ones(1, 4)).sum().backward()
     assert layer.weight.grad.tolist() == [[0.25, 0.25, 1, 1]]
 
@@ -264,7 +264,7 @@ def test_topkast_anneals_the_weights_outside_its_forward_set():
 def test_topkast_sets():
     settings = {"target_sparsity": 0.75, "backward_sparsity": 0.5, "options": {"l2": 0.1, "every": 1}}
     layer = sparsify(linear([[1.0, -4, 3, 2]]), config("topkast", **settings))
-    layer.sparsifier.anneal(step(0))
+    layer.sparsifier.begin_step(step(0))
     layer(torch.ones(1, 4)).sum().backward()
     assert layer.sparse_weight().tolist() == [[0, -4, 0, 0]]
     assert layer.weight.grad.tolist() == [[0, 1, 1, 0]]
@@ -327,7 +327,7 @@ def test_mest_prunes_the_least_important_and_grows_zeros_at_random():
     layer = sparsify(linear([[1.0, 2, 3, 4]]), config("mest", target_sparsity=0.5, options=options))
     sparsifier = layer.sparsifier
     sparsifier.kept.copy_(torch.tensor([[T, T, F, F]]))
-    sparsifier.anneal(step(0))
+    sparsifier.begin_step(step(0))
     layer(torch.tensor([[1.5, 0.1, 9.0, 9.0]])).sum().backward()
     grown = update(layer, 1)  # |w| + |g|: 2.5 and 2.1
     assert sparsifier.kept[0, 0] and not grown[0, 0]
@@ -357,7 +357,7 @@ def test_optg_scores_collect_what_removal_would_cost():
     layer = sparsify(linear([[1.0, -2, 3, 4]]), config("optg", target_sparsity=0.5))
     sparsifier = layer.sparsifier
     sparsifier.kept.copy_(torch.tensor([[T, F, T, F]]))
-    sparsifier.anneal(Progress(50.0, 100.0, 50, 100))
+    sparsifier.begin_step(Progress(50.0, 100.0, 50, 100))
     layer(torch.tensor([[1.0, 1, 2, -1]])).sum().backward()
     assert layer.weight.grad.tolist() == [[1, 0, 2, 0]]
     assert sparsifier.score.grad.tolist() == [[1, -2, 6, -4]]
@@ -365,9 +365,9 @@ def test_optg_scores_collect_what_removal_would_cost():
         sparsifier.regularise(layer.weight)
         assert sparsifier.score.grad.tolist() == [[0.5, -1, 3, -2]]  # sigmoid(50 - 100 / 2) = 1 / 2
         sparsifier.score -= sparsifier.score.grad
-        sparsifier.update(layer.weight, Progress(50.0, 100.0, 50, 100))  # 0.5 * 1 / 2 of 4
+        sparsifier.end_step(layer.weight, Progress(50.0, 100.0, 50, 100))  # 0.5 * 1 / 2 of 4
         assert sparsifier.kept.tolist() == [[T, T, F, T]]
-        sparsifier.update(layer.weight, Progress(100.0, 100.0, 100, 100))
+        sparsifier.end_step(layer.weight, Progress(100.0, 100.0, 100, 100))
         assert sparsifier.kept.tolist() == [[F, T, F, T]]
 
 
@@ -404,14 +404,14 @@ def test_continuous_hardens_its_mask():
     layer = sparsify(linear([[1.0, 2.0]]), config("continuous", options={"init": 0.0, "penalty": 0.5}))
     sparsifier = layer.sparsifier
     sparsifier.score.data = torch.tensor([[0.1, -0.1]])
-    sparsifier.anneal(step(0))
+    sparsifier.begin_step(step(0))
     soft = 2 / (1 + math.exp(-0.1))  # scaled by 1 / sigmoid(0)
     assert layer.current_weight()[0].tolist() == pytest.approx([soft, 2 * (2 - soft)])
-    sparsifier.anneal(step(100))
+    sparsifier.begin_step(step(100))
     assert sparsifier.metrics()["beta"] == 200
     assert layer.current_weight()[0].tolist() == pytest.approx([2, 0], abs=1e-6)
     assert layer.sparse_weight().tolist() == [[2, 0]] == layer.eval().current_weight().tolist()
-    sparsifier.anneal(step(0))
+    sparsifier.begin_step(step(0))
     sparsifier.score.grad = torch.zeros(1, 2)
     with torch.no_grad():
         sparsifier.regularise(layer.weight)
@@ -556,7 +556,7 @@ def test_accumulation_changes_nothing(method):
 def test_bf16(method):
     model = drive.sparse_net(config(method))
     for layer in sparse_layers(model).values():
-        layer.sparsifier.anneal(step(1))
+        layer.sparsifier.begin_step(step(1))
     inputs, labels = drive.batch(0)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(inputs)
@@ -573,7 +573,7 @@ def test_gradients_are_zero_where_the_method_says_so(method):
     optimizer = drive.optimizer_of(model)
     drive.drive(model, optimizer, 0, 5)
     for layer in sparse_layers(model).values():
-        layer.sparsifier.anneal(step(5, of=12))
+        layer.sparsifier.begin_step(step(5, of=12))
     inputs, labels = drive.batch(5)
     expected = {n: layer.sparsifier.gradient_mask(layer.weight) for n, layer in sparse_layers(model).items()}
     nn.functional.cross_entropy(model(inputs), labels).backward()
@@ -596,7 +596,7 @@ def test_gradients_are_zero_where_the_method_says_so(method):
 def test_training_flops_at_uniform_80_percent(method, settings, published):
     """ResNet-50 with its first and last layer dense: F = .2235, here as the density of one layer."""
     layer = sparsify(nn.Linear(100, 100), config(method, target_sparsity=1 - 0.2235, **settings))
-    layer.sparsifier.anneal(step(1, of=1000))
+    layer.sparsifier.begin_step(step(1, of=1000))
     density = layer.sparsifier.mask(layer.weight).float().mean().item()
     cost = layer.sparsifier.gradient_count(layer.weight).item() / layer.weight.numel()
     assert step_fraction(density, cost) == pytest.approx(published, abs=0.003)

@@ -20,7 +20,7 @@ def takes(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def there() -> bool:
+def is_available() -> bool:
     """Whether the Triton kernels can be used. The first call compiles one and logs the answer.
 
     HF_AUTOSPARSE_KERNELS=torch turns them off.
@@ -35,7 +35,7 @@ def status() -> str:
 
 def threshold() -> ModuleType | None:
     """`triton_threshold`, or None where plain torch has to do it."""
-    if not there():
+    if not is_available():
         return None
     from . import threshold as triton_threshold
 

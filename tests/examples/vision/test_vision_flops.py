@@ -118,11 +118,11 @@ def test_rival_with_a_budget_costs_what_the_index_says(resnet50, path):
 
     costs = []
     for step in range(0, steps, every):
-        layer.sparsifier.anneal(Progress(step / steps * epochs, epochs, step, steps))
+        layer.sparsifier.begin_step(Progress(step / steps * epochs, epochs, step, steps))
         mask, gradient = layer.sparsifier.mask(layer.weight), layer.sparsifier.gradient_count(layer.weight)
         costs.append(step_fraction(fraction(mask.sum()), fraction(gradient)))
         if updates:
-            layer.sparsifier.update(
+            layer.sparsifier.end_step(
                 layer.weight, Progress((step + every) / steps * epochs, epochs, step + every, steps)
             )
     (row,) = (line for line in INDEX.read_text().splitlines() if f"`{path.name}`" in line)
