@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from .. import kernels
+from ..layers.kinds import dense_kind_of, matrix_of
 from ..layers.sparsify import finalize, sparse_layers
 from ..utils.tables import as_text, table
-from .layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, Ranges, inference_class, swap_in, swap_out
+from .layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, Ranges, swap_in, swap_out
 from .measure import MARGIN, SPARSITIES, Crossover, Speedups, ranges
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def to_inference(
     for module in list(model.modules()):
         if isinstance(module, InferenceLayer):
             swap_out(module)
-    layers = {name: module for name, module in model.named_modules() if inference_class(module) is not None}
+    layers = {name: module for name, module in model.named_modules() if dense_kind_of(module) is not None}
     for pattern in overrides:
         if not fnmatch.filter(layers, pattern):
             raise ValueError(f"overrides: {pattern!r} matches no layer; there are {list(layers)[:10]}")
@@ -181,7 +182,7 @@ class _Picker:
 
     def __init__(self, model: nn.Module, remeasure: bool):
         self._remeasure = remeasure
-        weights = {id(m.weight): m.weight.nbytes for m in model.modules() if inference_class(m) is not None}
+        weights = {id(m.weight): m.weight.nbytes for m in model.modules() if dense_kind_of(m) is not None}
         self._model_bytes = sum(weights.values())
         self._crossovers: dict[torch.device, Crossover] = {}
         self._bypassed = {
@@ -201,7 +202,7 @@ class _Picker:
             return _Pick(zeros, (), why)
         if zeros < SPARSITIES[0] and why != "overrides":
             return _Pick(zeros, (), f"fewer than {SPARSITIES[0]:.0%} zeros")
-        refusals = {form.name: form.refusal(_matrix_view(layer)) for form in forms}
+        refusals = {form.name: form.refusal(matrix_of(layer).detach()) for form in forms}
         if wanted != "auto":
             if refusals[wanted] is not None:
                 raise ValueError(
@@ -254,12 +255,6 @@ class _Picker:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _matrix_view(layer: nn.Module) -> torch.Tensor:
-    """The weight as (outputs, inputs)."""
-    weight = layer.weight.detach()
-    return weight.T if type(layer).__name__ == "Conv1D" else weight.flatten(1)
 
 
 def _zeros(layer: nn.Module) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from .. import kernels
+from ..layers import kinds
 
 logger = logging.getLogger(__name__)
 
@@ -213,22 +214,14 @@ class InferenceConv2d(InferenceLayer, nn.Conv2d):
         return matrix.convolution(input, self._parameters["bias"], self.kernel_size, self.stride, self.dilation)
 
 
-_CLASSES: dict[type[nn.Module], type[InferenceLayer]] = {nn.Linear: InferenceLinear, nn.Conv2d: InferenceConv2d}
-
-
-def inference_class(module: nn.Module) -> type[InferenceLayer] | None:
-    """The counterpart of a module's exact type, or None: subclasses may bypass `forward` or hold no plain weight."""
-    cls = type(module)
-    if cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils":
-        from .conv1d import InferenceConv1D  # imported only for models that use it
-
-        return InferenceConv1D
-    return _CLASSES.get(cls)
+kinds.LINEAR.add_form("inference", InferenceLinear)
+kinds.CONV2D.add_form("inference", InferenceConv2d)
+kinds.CONV1D.add_form("inference", "hf_autosparse.inference.conv1d:InferenceConv1D")
 
 
 def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse", exact: bool = False) -> None:
     """Make a dense layer one for inference, in place."""
-    module.__class__ = inference_class(module)
+    kinds.swap_in(module, "inference")
     module.prepare(sparse_for, backend, exact)
 
 
@@ -236,4 +229,4 @@ def swap_out(layer: InferenceLayer) -> None:
     """Undo `swap_in`."""
     for name in ("_packed", "_handle", "sparse_for", "backend", "exact"):
         layer.__dict__.pop(name, None)
-    layer.__class__ = type(layer).__mro__[2]  # (inference class, InferenceLayer, dense class, ...)
+    kinds.swap_out(layer)

@@ -22,6 +22,7 @@ from torch import nn
 
 from .. import kernels
 from ..functional import n_of_m_mask
+from ..layers.kinds import matrix_of, require_kind
 from .layers import EVERY_NUMBER, Ranges, swap_in
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Crossover:
         large = _LARGE.get(layer.weight.device.type, _LARGE["cpu"])
         mebibytes = min(large, 2 ** int(math.log2(max(1, model_bytes / 2**20))))
         shape = "x".join(map(str, layer.weight.shape))
-        key = f"{type(layer).__name__} {shape} bias={layer.bias is not None} zeros={floor} model={mebibytes}MiB"
+        key = f"{require_kind(layer).name} {shape} bias={layer.bias is not None} zeros={floor} model={mebibytes}MiB"
         if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride) != ((1, 1), (1, 1)):
             key += f" stride={layer.stride} dilation={layer.dilation} padding={layer.padding}"
         if backend != "sparse":
@@ -160,7 +161,7 @@ def _measure(layer: nn.Module, sparsity: float, mebibytes: int, backend: str = "
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(layer.weight.shape, generator=generator)
     if backend == "semi_structured":
-        view = weight.T if type(layer).__name__ == "Conv1D" else weight
+        view = require_kind(layer).matrix(weight)
         view *= n_of_m_mask(view.abs(), 2, 4)
     weight *= torch.rand(weight.shape, generator=generator) >= sparsity
     weight = weight.to(layer.weight)
@@ -187,7 +188,7 @@ def _measure(layer: nn.Module, sparsity: float, mebibytes: int, backend: str = "
 def _input_shape(layer: nn.Module, tokens: int) -> tuple[int, ...]:
     """Of an input that makes so many tokens, a square number, or so many pixels of a convolution's result."""
     if not isinstance(layer, nn.Conv2d):
-        return tokens, layer.weight.shape[0] if type(layer).__name__ == "Conv1D" else layer.weight.shape[1]
+        return tokens, matrix_of(layer).shape[1]
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     steps = math.isqrt(tokens) - 1
     sides = [

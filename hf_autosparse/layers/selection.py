@@ -10,7 +10,8 @@ from torch import nn
 
 from ..config import AutoSparseConfig
 from ..methods import get_method
-from .sparse import SparseLayer, sparse_class
+from .kinds import dense_kind_of
+from .sparse import SparseLayer
 
 
 @dataclass
@@ -30,7 +31,7 @@ def select_layers(model: nn.Module, config: AutoSparseConfig) -> Selection:
     selection = Selection()
     candidates: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if sparse_class(module) is not None:
+        if dense_kind_of(module) is not None:
             candidates[name] = module
         elif reason := _unsupported(module):
             selection.dense[name] = reason

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..methods import Sparsifier
+from . import kinds
 from . import product as sparse_product
 from .stamp import stamp_of
 
@@ -103,33 +104,21 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         return self._conv_forward(input, weight, bias)
 
 
-_SPARSE_CLASSES: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+kinds.LINEAR.add_form("sparse", SparseLinear)
+kinds.CONV2D.add_form("sparse", SparseConv2d)
+kinds.CONV1D.add_form("sparse", "hf_autosparse.layers.sparse_conv1d:SparseConv1D")
 
 
-def sparse_class(module: nn.Module) -> type[SparseLayer] | None:
-    """The sparse counterpart of a module's exact type, or None.
-
-    Subclasses don't count: they may bypass `forward` (`nn.MultiheadAttention.out_proj`) or hold no plain weight (LoRA,
-    quantised layers).
-    """
-    cls = type(module)
-    if cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils":
-        from .sparse_conv1d import SparseConv1D  # imported only for models that use it: keeps this level torch-only
-
-        return SparseConv1D
-    return _SPARSE_CLASSES.get(cls)
+def make_sparse(layer: nn.Module, sparsifier: Sparsifier) -> None:
+    """Turn a plain layer into its sparse form, in place."""
+    kinds.swap_in(layer, "sparse")
+    layer.sparsifier = sparsifier
 
 
-def swap_in(module: nn.Module, sparsifier: Sparsifier) -> None:
-    """Make a dense layer sparse, in place."""
-    module.__class__ = sparse_class(module)
-    module.sparsifier = sparsifier
-
-
-def swap_out(layer: SparseLayer) -> None:
-    """Undo `swap_in`; the weight is left as it is."""
+def make_plain(layer: SparseLayer) -> None:
+    """Undo `make_sparse`; the weight is left as it is."""
     del layer.sparsifier
     layer.forget_derived()
     for name in ("folded", "reuses"):
         layer.__dict__.pop(name, None)
-    layer.__class__ = type(layer).__mro__[2]  # (sparse class, SparseLayer, dense class, ...)
+    kinds.swap_out(layer)

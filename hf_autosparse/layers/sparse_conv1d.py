@@ -1,4 +1,7 @@
-"""The sparse counterpart of transformers' Conv1D (GPT-2): a Linear whose weight has shape (inputs, outputs)."""
+"""The sparse form of transformers' Conv1D (GPT-2): a Linear whose weight has shape (inputs, outputs).
+
+The one file of this room that imports transformers; `kinds.py` loads it for the first model that has such a layer.
+"""
 
 import torch
 from torch import Tensor

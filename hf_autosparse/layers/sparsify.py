@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AutoSparseConfig
-from ..inference.layers import InferenceLayer
 from ..methods import get_method
 from ..methods.distributions import SPARSITY_DISTRIBUTIONS
+from .kinds import kind_of, require_kind
 from .selection import select_layers
-from .sparse import SparseLayer, sparse_class, swap_in, swap_out
+from .sparse import SparseLayer, make_plain, make_sparse
 
 _RECORD = "_autosparse"
 
@@ -44,13 +44,13 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
     budget = _budget(selection.sparse, config)
     for name, layer in selection.sparse.items():
         try:
-            sparsifiers[name] = method(layer.weight, config, sparse_class(layer).output_dim, budget.get(name))
+            sparsifiers[name] = method(layer.weight, config, require_kind(layer).output_dim, budget.get(name))
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
         with torch.no_grad():
             sparsifiers[name].initialise(layer.weight)
-        swap_in(layer, sparsifiers[name])
+        make_sparse(layer, sparsifiers[name])
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
 
@@ -96,7 +96,7 @@ def finalize(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} has no sparse layer to finalize: call sparsify(model, config) first")
     for layer in layers.values():
         layer.weight.copy_(layer.sparse_weight())
-        swap_out(layer)
+        make_plain(layer)
     return model
 
 
@@ -139,11 +139,7 @@ def layer_sparsity(model: nn.Module) -> dict[str, float]:
     if not weights and record is not None:
         weights = {name: model.get_submodule(name).weight for name in record.sparse}
     if not weights:
-        weights = {
-            name: m.weight
-            for name, m in model.named_modules()
-            if sparse_class(m) is not None or isinstance(m, InferenceLayer)
-        }
+        weights = {name: module.weight for name, module in model.named_modules() if kind_of(module) is not None}
     if not weights:
         return {}
     kept = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist()

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers.sparse import SparseLayer, sparse_class
+from ..layers.kinds import kind_of, matrix_of
+from ..layers.sparse import SparseLayer
 from ..utils.tables import as_text, table
 from .trajectory import Trajectory
 
@@ -103,10 +104,7 @@ def counted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return (
-        isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseLayer))
-        or sparse_class(module) is not None
-    )
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or kind_of(module) is not None
 
 
 def _weights_per_output(layer: nn.Module) -> int:
@@ -115,7 +113,7 @@ def _weights_per_output(layer: nn.Module) -> int:
         return layer.in_features
     if isinstance(layer, nn.modules.conv._ConvNd):
         return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-    return layer.weight.shape[0]  # transformers' Conv1D: (inputs, outputs)
+    return matrix_of(layer).shape[1]
 
 
 @contextmanager
@@ -279,11 +277,14 @@ def flops(model: nn.Module, example_inputs: Any, trajectory: Trajectory | None =
 
 @torch.no_grad()
 def _row(name: str, layer: nn.Module, macs: int) -> LayerFlops:
-    kind = next(cls for cls in type(layer).__mro__ if not issubclass(cls, SparseLayer)).__name__
+    kind = kind_of(layer)
+    label = type(layer).__name__ if kind is None else kind.name
     weight = layer.sparse_weight() if isinstance(layer, SparseLayer) else layer.weight
     # Integers are packed or quantised values, among which a zero means nothing.
     kept = weight.count_nonzero().item() if weight.is_floating_point() else weight.numel()
-    return LayerFlops(name, kind, macs, weight.numel(), kept / weight.numel())
+    return LayerFlops(
+        name, type(layer).__name__ if kind is None else kind.name, macs, weight.numel(), kept / weight.numel()
+    )
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
