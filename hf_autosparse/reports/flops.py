@@ -282,9 +282,7 @@ def _row(name: str, layer: nn.Module, macs: int) -> LayerFlops:
     weight = layer.sparse_weight() if isinstance(layer, SparseLayer) else layer.weight
     # Integers are packed or quantised values, among which a zero means nothing.
     kept = weight.count_nonzero().item() if weight.is_floating_point() else weight.numel()
-    return LayerFlops(
-        name, type(layer).__name__ if kind is None else kind.name, macs, weight.numel(), kept / weight.numel()
-    )
+    return LayerFlops(name, label, macs, weight.numel(), kept / weight.numel())
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:

@@ -69,9 +69,8 @@ def test_a_layer_type_can_be_added(monkeypatch):
     class SparseDoubled(Doubled):
         pass
 
-    monkeypatch.setattr(
-        kinds, "KINDS", [*kinds.KINDS, kinds.LayerKind("Doubled", Doubled, 0, {"sparse": SparseDoubled})]
-    )
+    kind = kinds.LayerKind("Doubled", Doubled, output_dim=0, forms={"sparse": SparseDoubled})
+    monkeypatch.setattr(kinds, "KINDS", [*kinds.KINDS, kind])
     layer = Doubled(2, 3)
     kinds.swap_in(layer, "sparse")
     assert type(layer) is SparseDoubled and kinds.kind_of(layer) is kind
