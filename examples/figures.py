@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_autosparse.plots.figures import plot_inference_flops, plot_training
-from hf_autosparse.reports.trajectory import FILE_NAME, Moment, Trajectory
+from hf_autosparse.reports.trajectory import Moment, Trajectory
+from hf_autosparse.serialization.files import TRAJECTORY
 
 LOG = "log.jsonl"
 
@@ -54,10 +55,10 @@ def load(run: Path) -> Trajectory:
         FileNotFoundError: the directory has none, nor a log.
         ValueError: it is damaged.
     """
-    if (run / FILE_NAME).is_file() or not run.is_dir():
+    if (run / TRAJECTORY).is_file() or not run.is_dir():
         return Trajectory.load(run)
     if not (run / LOG).is_file():
-        raise FileNotFoundError(f"{run} has no {FILE_NAME} and no {LOG}: give the directory of a saved model")
+        raise FileNotFoundError(f"{run} has no {TRAJECTORY} and no {LOG}: give the directory of a saved model")
     entries = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
     entries = [entry for entry in entries if "sparsity" in entry]
     if not entries:

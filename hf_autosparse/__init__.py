@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from .config import AutoSparseConfig
 from .layers.sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
 from .serialization import autoload
+from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .hub.push import push_to_hub
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from .serialization.pack import pack, unpack
     from .training.callbacks import AutoSparseCallback
     from .training.trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
-
-__version__ = "0.1.0"
 
 # Loaded at first use: importing the package must not import transformers.
 _LAZY = {
@@ -50,6 +49,7 @@ __all__ = [
     "InferenceReport",
     "PackedFormatError",
     "SparsityReport",
+    "__version__",
     "finalize",
     "flops",
     "folded",

@@ -43,7 +43,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from . import __version__
+        from .utils.version import __version__
 
         _print(f"hf-autosparse {__version__}")
         raise typer.Exit()

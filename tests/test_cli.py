@@ -23,8 +23,9 @@ from hf_autosparse import AutoSparseConfig, finalize, pack, sparsify
 from hf_autosparse.cli import app
 from hf_autosparse.methods import available_methods
 from hf_autosparse.reports.diff import checkpoint_diff
-from hf_autosparse.reports.trajectory import FILE_NAME, Moment, Trajectory
+from hf_autosparse.reports.trajectory import Moment, Trajectory
 from hf_autosparse.serialization.bitmask_format import METADATA
+from hf_autosparse.serialization.files import TRAJECTORY
 from tiny import tiny_translator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -410,9 +411,9 @@ def test_a_damaged_trajectory(models, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((models / "plain" / "model.safetensors").read_bytes())
     Trajectory(1, [FC1], {}, [Moment(0, 0.0, None, (0.7,), (0.0,), None)]).save(tmp_path)
     assert run("report", tmp_path).exit_code == 0
-    (tmp_path / FILE_NAME).write_text("[")
+    (tmp_path / TRAJECTORY).write_text("[")
     result = run("report", tmp_path)
-    assert result.exit_code == 2 and FILE_NAME in result.stderr
+    assert result.exit_code == 2 and TRAJECTORY in result.stderr
 
 
 # ---- The Hub ----

@@ -30,10 +30,6 @@ KNOWN = {
     ("functional", "kernels"),
     ("layers.crossover", "inference"),
     ("methods.base", "config"),
-    ("reports.checkpoint", "training"),
-    ("serialization.locate", "reports"),
-    ("cli", ""),
-    ("hub.card", ""),
 }
 TORCH_ONLY = {"functional", "kernels", "methods", "config", "layers"}
 # The adapter of a layer type that transformers defines: loaded by layers/kinds.py for a model that has such a layer.

@@ -51,8 +51,14 @@ def test_every_direct_dependency_is_pinned_within_its_bounds():
         assert pin.operator == "==" and requirement.specifier.contains(pin.version), f"{requirement} but {pin}"
 
 
-def test_version_is_stated_once_in_each_place():
-    assert hf_autosparse.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+def test_the_build_reads_the_version_without_importing_the_package():
+    program = (
+        "import sys; from setuptools.config.pyprojecttoml import read_configuration;"
+        "print(read_configuration('pyproject.toml')['project']['version']);"
+        "assert 'hf_autosparse' not in sys.modules and 'torch' not in sys.modules"
+    )
+    built = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert built.stdout.strip() == hf_autosparse.__version__
 
 
 def test_the_package_ships_its_types_and_licence():

@@ -172,7 +172,7 @@ def tags(config: AutoSparseConfig | None) -> list[str]:
 
 
 def package_version() -> str:
-    from .. import __version__
+    from ..utils.version import __version__
 
     return __version__
 

@@ -15,8 +15,8 @@ from ..config import CONFIG_NAME, AutoSparseConfig
 from ..layers.sparsify import record_of
 from ..reports.checkpoint import checkpoint_report
 from ..reports.sparsity import sparsity_report
-from ..reports.trajectory import FILE_NAME as TRAJECTORY
 from ..reports.trajectory import Trajectory
+from ..serialization.files import CARD, TRAJECTORY
 from ..serialization.pack import save_plain, weight_files
 from . import card as model_card
 from . import upload
@@ -77,11 +77,11 @@ def push_to_hub(
             api = upload.hub_api()
             repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             loading = Loading(repo_id, upload.model_class_of(directory), packed, sizes)
-            if upload.CARD in files:
-                card = model_card.extend(ModelCard.load(files[upload.CARD]), measured, loading, replace=False)
+            if CARD in files:
+                card = model_card.extend(ModelCard.load(files[CARD]), measured, loading, replace=False)
             else:
                 card = model_card.new_card(measured, loading)
-            files[upload.CARD] = str(card).encode()
+            files[CARD] = str(card).encode()
             settings = {"token": token, "revision": revision, "create_pr": create_pr}
             return upload.commit(api, repo_id, files, commit_message, **settings)
 

@@ -6,10 +6,8 @@ between, would mix the files of two models. Here the weights of the old and of t
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +16,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from ..serialization.files import MODEL_CONFIG, PLOTS, is_private, is_weight_file
 from ..serialization.pack import QUANT_METHOD, pack
 from .card import package_version
-
-CARD = "README.md"
-# What a run needs and a user of its model does not. Pickles are never published; training_args.bin is one.
-PRIVATE = (
-    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.tmp"),
-    *("autosparse_state*", "autosparse_manifest.json", "autosparse_loss_*", "trainer_state.json"),
-)
-_is_weight = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?").fullmatch
 
 
 def hub_api() -> HfApi:
@@ -56,7 +47,7 @@ def commit(
     prefix = f"{folder}/" if folder else ""
     present = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
     old = [path for path in present if path.startswith(prefix) and path.removeprefix(prefix) not in files]
-    operations = [CommitOperationDelete(path) for path in old if folder or _is_weight(path)]
+    operations = [CommitOperationDelete(path) for path in old if folder or is_weight_file(path)]
     operations += [
         CommitOperationAdd(prefix + name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
@@ -93,7 +84,7 @@ def public_files(directory: str | os.PathLike) -> dict[str, Path]:
     files = {}
     for path in sorted(directory.rglob("*")):
         parts = path.relative_to(directory).parts
-        if path.is_file() and not parts[0].startswith(("_", "checkpoint-")) and not any(map(_is_private, parts)):
+        if path.is_file() and not parts[0].startswith(("_", "checkpoint-")) and not any(map(is_private, parts)):
             files["/".join(parts)] = path
     return files
 
@@ -109,12 +100,8 @@ def checkpoint_files(directory: str | os.PathLike) -> dict[str, Path]:
     }
 
 
-def _is_private(name: str) -> bool:
-    return name.startswith(".") or any(fnmatch.fnmatchcase(name, pattern) for pattern in PRIVATE)
-
-
 def without_weights(files: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: path for name, path in files.items() if not _is_weight(name)}
+    return {name: path for name, path in files.items() if not is_weight_file(name)}
 
 
 def packed_files(
@@ -128,7 +115,7 @@ def packed_files(
         ValueError: no weight has enough zeros to become smaller.
     """
     summary = pack(directory, output)
-    written = {path.name: path for path in output.iterdir() if _is_weight(path.name) or path.name == "config.json"}
+    written = {path.name: path for path in output.iterdir() if is_weight_file(path.name) or path.name == MODEL_CONFIG}
     return without_weights(files) | written, (summary.source_bytes, summary.output_bytes)
 
 
@@ -137,7 +124,7 @@ def packed_files(
 
 def figures(directory: str | os.PathLike) -> tuple[str, ...]:
     """The pictures in `plots/`, relative to the directory."""
-    return tuple(f"plots/{path.name}" for path in sorted(Path(directory).glob("plots/*.png")))
+    return tuple(f"{PLOTS}/{path.name}" for path in sorted(Path(directory).glob(f"{PLOTS}/*.png")))
 
 
 def model_class_of(directory: str | os.PathLike) -> str | None:
@@ -151,7 +138,7 @@ def is_packed(directory: str | os.PathLike) -> bool:
 
 
 def _config_of(directory: str | os.PathLike) -> dict[str, Any]:
-    path = Path(directory) / "config.json"
+    path = Path(directory) / MODEL_CONFIG
     if not path.is_file():
         return {}
     try:

@@ -7,7 +7,6 @@ matplotlib's global settings.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'plots need matplotlib, which is not installed: pip install "hf-autosparse[plots]"', name="matplotlib"
     ) from error
+
+from ..utils.io import StrPath, replacing
 
 __all__ = ["Axes", "Figure", "FuncFormatter", "Line2D", "MaxNLocator", "Patch", "PercentFormatter"]  # for the plots
 
@@ -99,7 +100,7 @@ def count(number: float) -> str:
     return _engineering(round(number, 2 - math.floor(math.log10(number))))
 
 
-def target(path: str | os.PathLike) -> Path:
+def target(path: StrPath) -> Path:
     """The path, if a figure can be written to it.
 
     Raises:
@@ -113,11 +114,6 @@ def target(path: str | os.PathLike) -> Path:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure in the format of the path's suffix, whole or not at all; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         figure.savefig(draft, format=path.suffix[1:].lower())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path

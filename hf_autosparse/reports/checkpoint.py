@@ -14,13 +14,12 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 
 from ..serialization.bitmask_format import Entry, PackedFile
+from ..serialization.files import NATIVE_STATE, TRAJECTORY
 from ..serialization.reader import FLOATING, SavedModel, zeros_in
-from ..training.checkpoint import NATIVE_STATE
 from ..utils.progress import progress_bar
 from ..utils.tables import table
 from .flops import layer_fraction, training_fraction
 from .sparsity import LayerRow, SparsityReport, grouped
-from .trajectory import FILE_NAME as TRAJECTORY
 from .trajectory import Moment, Trajectory
 
 # A padding row of an embedding, or small values that bfloat16 rounds to 0, do not make a layer sparse.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-FILE_NAME = "autosparse_trajectory.json"
+from ..serialization.files import TRAJECTORY
+from ..utils.io import StrPath, read_versioned_json, write_versioned_json
+
 FORMAT_VERSION = 1
 
 
@@ -61,34 +61,22 @@ class Trajectory:
     moments: list[Moment] = field(default_factory=list)
     steps_done: int | None = None
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def save(self, directory: StrPath) -> None:
         """Write `autosparse_trajectory.json` into `directory` (made if absent), atomically."""
-        path = Path(directory) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}) + "\n")
-        os.replace(draft, path)
+        write_versioned_json(Path(directory) / TRAJECTORY, FORMAT_VERSION, asdict(self), indent=None)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> Trajectory:
+    def load(cls, directory: StrPath) -> Trajectory:
         """Inverse of `save`.
 
         Raises:
             FileNotFoundError: the directory has none.
             ValueError: it is no trajectory, damaged, or of an unknown version.
         """
-        path = Path(directory) / FILE_NAME
+        path = Path(directory) / TRAJECTORY
         if not path.is_file():
-            raise FileNotFoundError(f"no {FILE_NAME} in {directory}: an AutoSparse trainer writes it beside the model")
-        try:
-            values = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}")
+            raise FileNotFoundError(f"no {TRAJECTORY} in {directory}: an AutoSparse trainer writes it beside the model")
+        values = read_versioned_json(path, FORMAT_VERSION)
         try:
             return _trajectory(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..reports import trajectory
 from .bitmask_format import PackedFormatError
-from .pack import INDEX, WEIGHTS, shard_names
+from .files import INDEX, MODEL_CONFIG, PRIVATE, TRAJECTORY, WEIGHTS
+from .pack import shard_names
 
-# What packing a downloaded model has no use for: other formats of the weights, and folders beside the model.
-_NOT_DOWNLOADED = ("*/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot")
+# What packing a downloaded model has no use for: subdirectories, private files, other formats of the weights.
+_NOT_DOWNLOADED = ("*/*", *PRIVATE, "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot")
 
 
 def locate(path_or_repo: str | os.PathLike, everything: bool = False) -> Path:
@@ -44,7 +44,7 @@ def _download_all(repo: str) -> Path:
 
 
 def _download_weights(repo: str) -> Path:
-    directory = _download(repo, allow_patterns=["config.json", INDEX, trajectory.FILE_NAME])
+    directory = _download(repo, allow_patterns=[MODEL_CONFIG, INDEX, TRAJECTORY])
     index = directory / INDEX
     names = shard_names(index) if index.is_file() else [WEIGHTS]
     directory = _download(repo, revision=directory.name, allow_patterns=names)

@@ -27,12 +27,9 @@ from .bitmask_format import (
     encode,
     split_name,
 )
+from .files import INDEX, MODEL_CONFIG, WEIGHTS, is_private
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 QUANT_METHOD = "autosparse"
-# What a run leaves beside a model and a packed copy has no use for; pickles are never passed on.
-_LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", "autosparse_state*", "autosparse_manifest.json", "autosparse_loss_*")
 _MAX_JSON = 100_000_000  # bytes, as safetensors allows its headers: an index holds about the same
 
 
@@ -255,12 +252,12 @@ def _rewrite(source, output, convert: Callable, mark: Callable, label: str | Non
             check_index(source / INDEX, stored)
             index = {"metadata": {"total_size": sizes[1]}, "weight_map": dict(sorted(weight_map.items()))}
             (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        if (source / "config.json").is_file():
-            config = _json_object(source / "config.json")
+        if (source / MODEL_CONFIG).is_file():
+            config = _json_object(source / MODEL_CONFIG)
             mark(config)
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (staging / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         for path in sorted(source.iterdir()):
-            left_out = path.suffix == ".safetensors" or path.name == INDEX or any(map(path.match, _LEFT_OUT))
+            left_out = path.suffix == ".safetensors" or path.name == INDEX or is_private(path.name)
             if path.is_file() and not left_out and not (staging / path.name).exists():
                 shutil.copy2(path, staging / path.name)
     return PackSummary(sizes[0], sizes[1], tuple(packed), tuple(plain))

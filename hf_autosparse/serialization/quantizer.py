@@ -20,7 +20,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .bitmask_format import BITMASK, SHAPE, VALUES, PackedFormatError, check_version, decode, split_name
-from .pack import INDEX, QUANT_METHOD, WEIGHTS, check_index, open_files
+from .files import INDEX, WEIGHTS
+from .pack import QUANT_METHOD, check_index, open_files
 
 
 @register_quantization_config(QUANT_METHOD)

@@ -16,11 +16,9 @@ from pathlib import Path
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-NATIVE_STATE = "autosparse_state.safetensors"
-MANIFEST = "autosparse_manifest.json"
-TRAINER_STATE = "trainer_state.json"
-_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-_WEIGHTS, _INDEX, _ASIDE = "model.safetensors", "model.safetensors.index.json", ".old-"
+from ..serialization.files import INDEX, MANIFEST, NATIVE_STATE, TRAINER_STATE, WEIGHTS, checkpoint_step
+
+_ASIDE = ".old-"
 _IS_WEIGHT = re.compile(r"(\.old-)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -105,7 +103,7 @@ def check_whole(directory: str | os.PathLike) -> None:
 def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """The newest whole `checkpoint-*` of a run (None if there is none), and why each newer one was passed over."""
     found = [
-        (int(m[1]), p) for p in Path(run_directory).glob("checkpoint-*") if (m := _CHECKPOINT_NAME.fullmatch(p.name))
+        (step, path) for path in Path(run_directory).glob("checkpoint-*") if (step := checkpoint_step(path)) is not None
     ]
     passed_over = []
     for _, path in sorted(found, reverse=True):
@@ -120,7 +118,7 @@ def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None
 
 def is_checkpoint(directory: str | os.PathLike) -> bool:
     """Whether a directory is one of a run's `checkpoint-*`, by its name."""
-    return _CHECKPOINT_NAME.fullmatch(Path(directory).name) is not None
+    return checkpoint_step(directory) is not None
 
 
 def staging_directory(directory: str | os.PathLike) -> Path:
@@ -140,23 +138,23 @@ def publish(staging: Path, directory: str | os.PathLike) -> None:
     directory = Path(directory)
     names = sorted(p.name for p in staging.iterdir())
     weights = [name for name in names if _IS_WEIGHT.fullmatch(name)]
-    if _INDEX in weights:
+    if INDEX in weights:
         _set_shards_aside(directory, set(weights))
-    for name in sorted(names, key=lambda n: (n in weights, n == _INDEX)):
+    for name in sorted(names, key=lambda n: (n in weights, n == INDEX)):
         _flush(staging / name)
         target = directory / name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(staging / name, target)
     old = [p for p in directory.iterdir() if _IS_WEIGHT.fullmatch(p.name) and p.name not in weights]
-    for path in sorted(old, key=lambda p: p.name != _WEIGHTS):
+    for path in sorted(old, key=lambda p: p.name != WEIGHTS):
         path.unlink()
     staging.rmdir()
 
 
 def _set_shards_aside(directory: Path, taken: set[str]) -> None:
     """Give the shards of the model that is there other names, in its index too, where new shards will take theirs."""
-    index = directory / _INDEX
+    index = directory / INDEX
     if not index.is_file():
         return
     try:
@@ -174,7 +172,7 @@ def _set_shards_aside(directory: Path, taken: set[str]) -> None:
         except OSError:  # a file system without hard links
             shutil.copyfile(directory / name, aside)
     content["weight_map"] = {key: _ASIDE + name if name in taken else name for key, name in shards.items()}
-    draft = directory / (_ASIDE + _INDEX)
+    draft = directory / (_ASIDE + INDEX)
     draft.write_text(json.dumps(content))
     _flush(draft)
     os.replace(draft, index)

@@ -21,6 +21,7 @@ from ..hub import card as model_card
 from ..hub import upload
 from ..hub.card import Evaluation, Loading, Measured
 from ..reports.sparsity import sparsity_report
+from ..serialization.files import CARD
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class HubMixin:
         evaluation = Evaluation(evaluation.metrics | dict(metrics or {}), evaluation.moment)
         measured = self._measured(evaluation, dense_metrics or {})
         super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / upload.CARD
+        path = Path(self.args.output_dir) / CARD
         card = ModelCard.load(path)
         model = self._deployed()
         card.text = card.text.replace(_FROM_NOTHING, "This model was trained from scratch on")
@@ -213,8 +214,8 @@ class HubMixin:
             if packed:
                 files, sizes = upload.packed_files(directory, files, Path(scratch) / "packed")
                 loading = Loading(self.hub_model_id, upload.model_class_of(directory), packed, sizes)
-                card = model_card.describe_loading(ModelCard.load(files[upload.CARD]), loading)
-                files[upload.CARD] = str(card).encode()
+                card = model_card.describe_loading(ModelCard.load(files[CARD]), loading)
+                files[CARD] = str(card).encode()
             return upload.commit(self._hub, self.hub_model_id, files, message, folder=folder, **settings)
 
     def _snapshot(self, folders: dict[str, dict[str, Path]]) -> Path:

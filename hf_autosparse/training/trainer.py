@@ -27,6 +27,7 @@ from ..layers.sparsify import (
     sparsify,
 )
 from ..reports.trajectory import Trajectory
+from ..serialization.files import loss_window
 from . import checkpoint
 from .callbacks import AutoSparseCallback
 from .hub_mixin import HubMixin, without_token
@@ -320,7 +321,7 @@ class _LossAcrossResume(TrainerCallback):
 
     @staticmethod
     def _path(trainer: Trainer, directory: str) -> Path:
-        return Path(directory) / f"autosparse_loss_{trainer.args.process_index}.json"
+        return Path(directory) / loss_window(trainer.args.process_index)
 
     @classmethod
     def save(cls, trainer: Trainer, directory: str) -> None:

@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState
 
 from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, flops, layer_sparsity, sparse_layers, sparsify
 from hf_autosparse.reports.flops import training_fraction
-from hf_autosparse.reports.trajectory import FILE_NAME, LayerCost, Moment, Trajectory
-from hf_autosparse.training.checkpoint import MANIFEST
+from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
+from hf_autosparse.serialization.files import MANIFEST, TRAJECTORY
 from hf_autosparse.training.recorder import TrajectoryRecorder
 from tiny import SPARSE, StopAt, tiny_pairs, tiny_trainer
 
@@ -35,13 +35,13 @@ def trajectory() -> Trajectory:
 def test_round_trip(tmp_path):
     trajectory().save(tmp_path / "new")
     assert Trajectory.load(tmp_path / "new") == trajectory()
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [FILE_NAME]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [TRAJECTORY]
     Trajectory(3, []).save(tmp_path / "new")
     assert Trajectory.load(tmp_path / "new") == Trajectory(3, [])
 
 
 def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no {FILE_NAME} in .*: an AutoSparse trainer writes it"):
+    with pytest.raises(FileNotFoundError, match=f"no {TRAJECTORY} in .*: an AutoSparse trainer writes it"):
         Trajectory.load(tmp_path)
 
 
@@ -79,7 +79,7 @@ def damaged(path: Path, key: str, value) -> None:
 )
 def test_damaged_file(tmp_path, key, value, message):
     trajectory().save(tmp_path)
-    damaged(tmp_path / FILE_NAME, key, value)
+    damaged(tmp_path / TRAJECTORY, key, value)
     with pytest.raises(ValueError, match=message):
         Trajectory.load(tmp_path)
 
@@ -93,7 +93,7 @@ def test_damaged_file(tmp_path, key, value, message):
     ],
 )
 def test_file_that_is_no_object(tmp_path, text, message):
-    (tmp_path / FILE_NAME).write_text(text)
+    (tmp_path / TRAJECTORY).write_text(text)
     with pytest.raises(ValueError, match=message):
         Trajectory.load(tmp_path)
 
@@ -239,7 +239,7 @@ def test_resumed_run_has_the_trajectory_of_the_uninterrupted_one(tmp_path, step)
     checkpoint = tmp_path / "killed" / f"checkpoint-{step}"
     saved = Trajectory.load(checkpoint)
     assert saved.steps_done == step and saved.moments == whole.trajectory.moments[:step]
-    assert FILE_NAME in json.loads((checkpoint / MANIFEST).read_text())["files"]
+    assert TRAJECTORY in json.loads((checkpoint / MANIFEST).read_text())["files"]
     resumed = tiny_trainer(tmp_path / "killed", **settings)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.trajectory == whole.trajectory
@@ -262,7 +262,7 @@ def test_training_that_goes_on_for_longer(tmp_path):
 def test_checkpoint_without_a_trajectory(tmp_path, caplog):
     tiny_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2).train()
     checkpoint = tmp_path / "checkpoint-2"
-    (checkpoint / FILE_NAME).unlink()
+    (checkpoint / TRAJECTORY).unlink()
     damaged(checkpoint / MANIFEST, "files", {})
     resumed = tiny_trainer(tmp_path, max_steps=4)
     with caplog.at_level(logging.WARNING, "hf_autosparse"):

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from hf_autosparse import AutoSparseConfig
+from hf_autosparse.serialization.files import MANIFEST, NATIVE_STATE
 from hf_autosparse.training.checkpoint import (
-    MANIFEST,
-    NATIVE_STATE,
     IncompleteCheckpointError,
     check_whole,
     last_whole_checkpoint,
