@@ -19,10 +19,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train a small Transformer dense and sparse on 2 CPU cores, and compare them
-	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python examples/wmt14/demo.py $(ARGS)
+	OMP_NUM_THREADS=2 $(OFFLINE) $(BIN)/python -m examples.wmt14.demo $(ARGS)
 
 demo-vision: $(READY) ## train a small ResNet on handwritten digits dense and sparse, and compare them
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python examples/vision/demo.py
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m examples.vision.demo
 
 test: $(READY) ## run the fast tests; the slow ones: make test ARGS="-m slow"
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -1,7 +1,7 @@
 """Greedy translation by a base or big Transformer (6 + 6 layers), dense and after to_inference, side by side.
 
-    python benchmarks/decode.py --threads 1
-    python benchmarks/decode.py --threads 1 --size big --batch 1   # then --batch 16: the results are kept together
+    python -m benchmarks.decode --threads 1
+    python -m benchmarks.decode --threads 1 --size big --batch 1   # then --batch 16: the results are kept together
 
 Random weights, the smallest magnitudes of each Linear but the output layer zeroed; `--uneven` prunes rows unequally, as
 learned thresholds do. "free" is the limit: the sparse layers' products cost nothing. "int8" is torch's dynamic
@@ -22,11 +22,11 @@ import itertools
 import warnings
 
 import torch
-from decode_runtimes import runtimes
-from measuring import device, earlier, interleaved, prune, summary, write
 from torch import nn
 from transformers import MarianConfig, MarianMTModel
 
+from benchmarks.decode_runtimes import runtimes
+from benchmarks.measuring import device, earlier, interleaved, prune, summary, write
 from hf_autosparse import inference_report, screen_output, sparsity, to_inference
 
 SOURCE_TOKENS, NEW_TOKENS = 24, 24

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rivals import onnxruntime_session, openvino_request
 from torch import Tensor, nn
 from transformers import MarianMTModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from benchmarks.rivals import onnxruntime_session, openvino_request
 
 Run = Callable[[list[np.ndarray]], list[np.ndarray]]
 Generate = Callable[[Tensor], Tensor]  # ids (batch, source tokens) -> tokens (batch, new tokens + 1)

@@ -1,9 +1,9 @@
 """What the kernels for a GPU are worth: the soft threshold, products of few tokens, 2:4 products.
 
-    python benchmarks/gpu.py
+    python -m benchmarks.gpu
 
 Everything is interleaved with its plain counterpart and timed with CUDA events behind a cleared L2 cache. Without a GPU
-`TRITON_INTERPRET=1 python benchmarks/gpu.py --interpret` runs the same code on tiny sizes in Triton's interpreter: it
+`TRITON_INTERPRET=1 python -m benchmarks.gpu --interpret` runs the same code on tiny sizes in Triton's interpreter: it
 shows that the script works, and its times mean nothing.
 """
 
@@ -16,8 +16,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-from measuring import summary, write
 
+from benchmarks.measuring import summary, write
 from hf_autosparse import functional, kernels
 from hf_autosparse.functional import n_of_m_mask
 from hf_autosparse.kernels.backends import BitmaskMatrix, SemiStructuredMatrix

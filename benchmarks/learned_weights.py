@@ -10,9 +10,9 @@ from os import PathLike
 
 import torch
 import torch.nn.functional as F
-from measuring import interleaved, summary
 from torch import Tensor
 
+from benchmarks.measuring import interleaved, summary
 from hf_autosparse import kernels
 from hf_autosparse.serialization.reader import SavedModel
 

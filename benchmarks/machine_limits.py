@@ -1,6 +1,6 @@
 """What this machine can do at most, measured: multiply-adds a second, and bytes read a second from cache or memory.
 
-    python benchmarks/machine_limits.py --threads 1
+    python -m benchmarks.machine_limits --threads 1
 
 In the instruction set of the kernels. A product that skips zeros is never faster than its non-zeros are multiplied,
 nor than its weight is read.

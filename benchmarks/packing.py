@@ -1,6 +1,6 @@
 """Pack and unpack one large weight on one core, side by side with zstd and gzip on its dense bytes, and with a copy.
 
-    python benchmarks/packing.py
+    python -m benchmarks.packing
 
 MB/s are megabytes of dense weight per second; contestants run in turns, medians. Needs `pip install zstandard`.
 """
@@ -13,9 +13,9 @@ import gzip
 
 import torch
 import zstandard
-from measuring import device, interleaved, prune, summary, write
 from torch import Tensor
 
+from benchmarks.measuring import device, interleaved, prune, summary, write
 from hf_autosparse.serialization.bitmask_format import decode, encode
 
 SIZE = 4096  # of the square weight

@@ -1,6 +1,6 @@
 """ResNet-50, one image of 224x224: dense torch, to_inference at 80 and 90 %, ONNX Runtime and OpenVINO, side by side.
 
-    python benchmarks/resnet.py --threads 1
+    python -m benchmarks.resnet --threads 1
 
 Random weights, the smallest magnitudes of each convolution but the stem zeroed, as the paper trains them. "free" is the
 limit: those convolutions cost nothing. "Channels last" is that memory format, in which torch pools faster. BatchNorm is
@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import arguments, device, interleaved, prune, summary, write
-from rivals import onnxruntime_session, openvino_request
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from benchmarks.measuring import arguments, device, interleaved, prune, summary, write
+from benchmarks.rivals import onnxruntime_session, openvino_request
 from hf_autosparse import inference_report, to_inference
 
 LAST = ", channels last"

@@ -1,9 +1,9 @@
 """Y = X W^T with zeros in W: the kernel, dense products, sparse ones and int8, side by side, against what is possible.
 
-    python benchmarks/sparse_matmul.py --threads 1
-    python benchmarks/sparse_matmul.py --threads 1 --minutes 4   # again and again, until it says that all is measured
-    python benchmarks/sparse_matmul.py --threads 1 --weights runs/multi30k   # learned zeros against random ones
-    python benchmarks/sparse_matmul.py --threads 1 --plot   # draws what was measured, measures nothing
+    python -m benchmarks.sparse_matmul --threads 1
+    python -m benchmarks.sparse_matmul --threads 1 --minutes 4   # again and again, until it says that all is measured
+    python -m benchmarks.sparse_matmul --threads 1 --weights runs/multi30k   # learned zeros against random ones
+    python -m benchmarks.sparse_matmul --threads 1 --plot   # draws what was measured, measures nothing
 
 Random unstructured zeros, float32. "cache": the same weight again and again. "memory": 64 MiB of dense weights and
 their sparse forms in turn, as a model's layers come in decoding. "limit": machine_limits.py. The rivals (rivals.py) are
@@ -18,11 +18,11 @@ import math
 import time
 
 import torch
-from learned_weights import compare
-from machine_limits import MachineLimits
-from measuring import device, earlier, interleaved, prune, summary, write
-from rivals import DENSE, SPARSE, Call, prepared
 
+from benchmarks.learned_weights import compare
+from benchmarks.machine_limits import MachineLimits
+from benchmarks.measuring import device, earlier, interleaved, prune, summary, write
+from benchmarks.rivals import DENSE, SPARSE, Call, prepared
 from hf_autosparse import kernels
 from hf_autosparse.inference.measure import best_times
 
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def draw(where: dict[str, object]) -> None:
-    from sparse_matmul_plots import draw_all  # needs matplotlib
+    from benchmarks.sparse_matmul_plots import draw_all  # needs matplotlib
 
     draw_all(NAME, where, crossover)
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from measuring import path_of
-
+from benchmarks.measuring import path_of
 from hf_autosparse.plots.style import (
     COLOURS,
     DASHES,

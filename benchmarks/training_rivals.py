@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from decode import layers_to_prune
 from torch import Tensor, nn
 from torch.nn.utils import prune
+
+from benchmarks.decode import layers_to_prune
 
 
 class Naive(nn.Linear):

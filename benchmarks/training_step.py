@@ -1,7 +1,7 @@
 """One optimizer step of a base-size translator: dense, and sparse with thresholds in plain torch or in C.
 
-    python benchmarks/training_step.py --threads 1
-    python benchmarks/training_step.py --threads 1 --compute
+    python -m benchmarks.training_step --threads 1
+    python -m benchmarks.training_step --threads 1 --compute
 
 Forward, backward and fused AdamW; 96 sparse layers with 44 M weights; float32. At 60 % sparsity and alpha 0.5, with
 dense products in all of them, to see what thresholding costs here and elsewhere: layers as STR's, masks of
@@ -19,10 +19,10 @@ import time
 from unittest import mock
 
 import torch
-from decode import translator
-from measuring import device, interleaved, summary, write
-from training_rivals import rivals
 
+from benchmarks.decode import translator
+from benchmarks.measuring import device, interleaved, summary, write
+from benchmarks.training_rivals import rivals
 from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
 
 SENTENCES, TOKENS, VOCABULARY = 32, 32, 8_000

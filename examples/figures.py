@@ -1,6 +1,6 @@
 """Draw the paper's Figures 1a and 1b (arXiv 2304.06941) from runs of one's own.
 
-    python examples/figures.py runs/readme runs/other --output figures
+    python -m examples.figures runs/readme runs/other --output figures
 
 A run is a directory in which an AutoSparse trainer saved a model: its `autosparse_trajectory.json` is read. A directory
 with a `log.jsonl` (one log a line, as in examples/wmt14/results) does as well, but knows no single layers.

@@ -1,7 +1,7 @@
 """Every method on one small image task, under one harness: accuracy, sparsity, theoretical FLOPs, measured seconds.
 
-    python benchmarks/methods/compare.py --data digits --output runs/methods
-    python benchmarks/methods/compare.py --data data/fashion-mnist --output runs/methods --epochs 4 --jobs 2
+    python -m benchmarks.methods.compare --data digits --output runs/methods
+    python -m benchmarks.methods.compare --data data/fashion-mnist --output runs/methods --epochs 4 --jobs 2
 
 A ResNet of 15 convolutions and 176 k parameters, SGD with a cosine schedule, three seeds. Nothing is tuned to a method:
 all are asked for the same sparsity and keep their own defaults otherwise, but for a change of mask every 20th of the
@@ -19,8 +19,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from task import ANNEALED, add_arguments, recipe_of, run_missing, steps_of, train, write
-
+from benchmarks.methods.task import ANNEALED, add_arguments, recipe_of, run_missing, steps_of, train, write
 from hf_autosparse.plots.style import (
     COLOURS,
     INK,

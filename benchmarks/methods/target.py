@@ -1,6 +1,6 @@
 """How to hold a learned sparsity at a target: designs of the controller, side by side on the task of compare.py.
 
-    python benchmarks/methods/target.py --data digits --output runs/target
+    python -m benchmarks.methods.target --data digits --output runs/target
 
 - shift: the library's. The allowed range of sparsities narrows to the target; outside it, all thresholds are shifted
   by what takes the sparsity back to the nearer end (hf_autosparse/training/target.py).
@@ -25,9 +25,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from task import ANNEALED, add_arguments, recipe_of, run_missing, train, write
 from transformers import TrainerCallback
 
+from benchmarks.methods.task import ANNEALED, add_arguments, recipe_of, run_missing, train, write
 from hf_autosparse import sparse_layers, sparsity
 from hf_autosparse.plots.style import (
     COLOURS,

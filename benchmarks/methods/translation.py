@@ -1,6 +1,6 @@
 """Six methods on translation: Multi30k English-German, a small Transformer from scratch, one seed each.
 
-    python benchmarks/methods/translation.py --data data/multi30k --output runs/translation
+    python -m benchmarks.methods.translation --data data/multi30k --output runs/translation
 
 The recipe is examples/wmt14/configs/multi30k.yaml with half the width, two layers a side, two epochs and greedy
 decoding, so that a run takes minutes; its own settings for AutoSparse are not used. Nothing is tuned to a method, as in
@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from task import ANNEALED, write
 from transformers import AutoModelForSeq2SeqLM
 
+from benchmarks.methods.task import ANNEALED, write
+from examples.wmt14.recipe import load_recipe
+from examples.wmt14.train import train
 from hf_autosparse import flops
 from hf_autosparse.reports.trajectory import Trajectory
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "wmt14"
-sys.path.append(str(EXAMPLE))
-
-from recipe import load_recipe  # noqa: E402
-from train import train  # noqa: E402
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "dense": None,

@@ -12,9 +12,11 @@ import yaml
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, sections: Collection[str], optional: Collection[str]
 ) -> dict[str, Any]:
-    """Read a recipe, what it extends, and `section.key=value` overrides (numbers, true, false, null, JSON, or text).
+    """The recipe in the file `path`, over the recipe that it extends, changed by `overrides`.
 
     Args:
+        overrides: `section.key=value`, where the value is JSON or else text. It replaces what stands under that key:
+            `sparse.alpha_init=0.2` changes one field, `sparse={"method": "rigl"}` the whole section.
         sections: all that a recipe may have.
         optional: those among them that it may lack.
 
@@ -27,10 +29,7 @@ def load_recipe(
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"--set {override!r}: expected section.key=value, such as training.max_steps=100")
-        change: Any = _value(value)
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        recipe = _merge(recipe, change)
+        recipe = _replace(recipe, key.split("."), _value(value))
     for section in recipe:
         if section not in sections:
             near = difflib.get_close_matches(section, sections, n=1)
@@ -55,6 +54,15 @@ def _read(path: Path, sections: Collection[str]) -> dict[str, Any]:
         raise ValueError(f"{path} holds a {type(values).__name__}, expected sections such as {sorted(sections)}")
     parent = values.pop("extends", None)
     return values if parent is None else _merge(_read(path.parent / parent, sections), values)
+
+
+def _replace(section: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """`section` with `value` in place of what stands at `path`; all else stays."""
+    key, *rest = path
+    if rest:
+        inner = section.get(key)
+        value = _replace(inner if isinstance(inner, dict) else {}, rest, value)
+    return section | {key: value}
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Run recipes with several seeds, one process a core, and put the figures in one table.
 
-    python examples/vision/compare.py --output runs/compare
-    python examples/vision/compare.py --output runs/compare --seeds 1 --only fashion_resnet
+    python -m examples.vision.compare --output runs/compare
+    python -m examples.vision.compare --output runs/compare --seeds 1 --only fashion_resnet
 
 A run that is finished is not run again: started anew after a kill, the comparison goes on with what is missing. Each
 run has one thread and a folder of its own, OUTPUT/RECIPE/seed-N, with its model, figures and log. OUTPUT/results.json
@@ -74,8 +74,8 @@ def one_run(path: Path, seed: int, folder: Path, overrides: list[str]) -> str | 
     """Train one recipe, what it prints in `folder`/log.txt. Returns what went wrong, which also stands in error.txt."""
     import transformers
 
-    from image_recipe import load_recipe
-    from train import train
+    from examples.vision.image_recipe import load_recipe
+    from examples.vision.train import train
 
     transformers.logging.set_verbosity_error()
     folder.mkdir(parents=True, exist_ok=True)

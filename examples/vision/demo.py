@@ -11,9 +11,9 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from image_recipe import load_recipe
-from image_sources import digits
-from train import train
+from examples.vision.image_recipe import load_recipe
+from examples.vision.image_sources import digits
+from examples.vision.train import train
 
 CONFIGS = Path(__file__).parent / "configs"
 SAMPLES = 3

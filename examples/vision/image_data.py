@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from corrupt_images import CorruptImages
-from image_sources import (
+from examples.vision.corrupt_images import CorruptImages
+from examples.vision.image_sources import (
     ArchiveSource,
     FolderSource,
     Source,
@@ -32,7 +32,7 @@ from image_sources import (
     idx,
     image_bytes,
 )
-from transforms import UNREADABLE, EvalTransform, TrainTransform, open_image
+from examples.vision.transforms import UNREADABLE, EvalTransform, TrainTransform, open_image
 
 SOURCES = ("digits", "idx", "folder", "archive", "hub", "parquet")
 SPLITS = ("train", "validation")

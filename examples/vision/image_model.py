@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-import cifar_resnet  # noqa: F401  registers its model type
+from examples.vision import cifar_resnet  # noqa: F401  registers its model type
 
 FIELDS = {"type", "config", "from_pretrained", "new_classifier", "init", "batch_norm_momentum", "channels_last"}
 INITS = ("transformers", "kaiming_fan_in")

@@ -1,13 +1,10 @@
 """The recipes of the vision example: which sections they have. What a recipe is: ../common/recipes.py."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "common"))
-
-import recipes  # noqa: E402
+from examples.common import recipes
 
 SECTIONS = {
     "seed",

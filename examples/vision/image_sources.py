@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transforms import open_image
+from examples.vision.transforms import open_image
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import EvalPrediction, Trainer
 
+from examples.vision.image_data import IGNORED_LABEL
 from hf_autosparse import AutoSparseMixin
 from hf_autosparse.metrics.top_k import TopKAccuracy, ranked_classes
-from image_data import IGNORED_LABEL
 
 TOP = (1, 5)
 

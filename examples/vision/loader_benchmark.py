@@ -1,6 +1,6 @@
 """How many images a second one core loads: decode, random crop, flip, normalise, batch. No training.
 
-    OMP_NUM_THREADS=1 python examples/vision/loader_benchmark.py
+    OMP_NUM_THREADS=1 python -m examples.vision.loader_benchmark
 
 Photographs of ImageNet's usual size are imitated: JPEGs of quality 90 made of smooth noise at several scales, about as
 many bytes as a photograph. `--folder` takes real ones instead. Rows are measured in turn, `--rounds` times over, in CPU
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from image_data import IMAGENET_MEAN, IMAGENET_STD, ImageCollator
-from image_sources import SUFFIXES
-from transforms import TrainTransform, open_image, random_box, to_rgb
+from examples.vision.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageCollator
+from examples.vision.image_sources import SUFFIXES
+from examples.vision.transforms import TrainTransform, open_image, random_box, to_rgb
 
 SIZE, BATCH = 224, 32
 MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)

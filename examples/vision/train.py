@@ -1,7 +1,7 @@
 """Train an image classifier, sparse or dense, and measure its top-1 and top-5 accuracy.
 
-    python examples/vision/train.py --config examples/vision/configs/digits.yaml
-    accelerate launch examples/vision/train.py --config examples/vision/configs/resnet50.yaml
+    python -m examples.vision.train --config examples/vision/configs/digits.yaml
+    accelerate launch -m examples.vision.train --config examples/vision/configs/resnet50.yaml
 
 A killed run goes on exactly where its last checkpoint stands with --resume. Any value of the recipe can be changed:
 --set training.max_steps=100 --set data.path=/data/imagenet
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from transformers import BitImageProcessor, TrainingArguments, set_seed
 
-from corrupt_images import CorruptImages
+from examples.common.runs import check_output, environment, parse_options
+from examples.vision.corrupt_images import CorruptImages
+from examples.vision.image_data import DataConfig, ImageCollator, load_split
+from examples.vision.image_model import CHANNELS, build_model, depthwise_layers
+from examples.vision.image_recipe import load_recipe
+from examples.vision.image_trainer import ClassificationLoss, DenseTrainer, SparseTrainer, scaled_learning_rate
 from hf_autosparse import AutoSparseConfig, finalize, flops, sparsity_report
-from image_data import DataConfig, ImageCollator, load_split
-from image_model import CHANNELS, build_model, depthwise_layers
-from image_recipe import load_recipe
-from image_trainer import ClassificationLoss, DenseTrainer, SparseTrainer, scaled_learning_rate
-from runs import check_output, environment, parse_options
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from grammar import demo_corpus
+from examples.wmt14.grammar import demo_corpus
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from data import DataConfig, load_split
-from recipe import load_recipe
-from train import train
+from examples.wmt14.data import DataConfig, load_split
+from examples.wmt14.recipe import load_recipe
+from examples.wmt14.train import train
 
 CONFIGS = Path(__file__).parent / "configs"
 SAMPLES = 3
@@ -32,7 +32,7 @@ def main() -> None:
     console.print(comparison(results))
     console.print(samples(*load_split(DataConfig(**recipe["data"]), "test").columns(), outputs))
     print(f"models, logs and translations: {folder}")
-    print(f'try it: .venv/bin/python examples/wmt14/translate.py --model {folder}/sparse "The dog sees the man."')
+    print(f'try it: .venv/bin/python -m examples.wmt14.translate --model {folder}/sparse "The dog sees the man."')
 
 
 def comparison(results: dict[str, dict[str, Any]]) -> Table:

@@ -1,7 +1,7 @@
 """Train a Transformer on English-German, sparse or dense, and translate the test set.
 
-    python examples/wmt14/train.py --config examples/wmt14/configs/multi30k.yaml
-    accelerate launch examples/wmt14/train.py --config examples/wmt14/configs/paper_big.yaml
+    python -m examples.wmt14.train --config examples/wmt14/configs/multi30k.yaml
+    accelerate launch -m examples.wmt14.train --config examples/wmt14/configs/paper_big.yaml
 
 A killed run goes on exactly where its last checkpoint stands with --resume. Any value of the recipe can be changed:
 --set training.max_steps=100 --set data.max_train_pairs=10000
@@ -24,13 +24,13 @@ from transformers import (
     set_seed,
 )
 
-from batching import Seq2SeqCollator, TokenBatchMixin
-from data import DataConfig, TokenizedPairs, load_split
+from examples.common.runs import check_output, environment, parse_options
+from examples.wmt14.batching import Seq2SeqCollator, TokenBatchMixin
+from examples.wmt14.data import DataConfig, TokenizedPairs, load_split
+from examples.wmt14.recipe import load_recipe
+from examples.wmt14.tokenizer import train_tokenizer
+from examples.wmt14.translate import processes, translate_shared
 from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
-from recipe import load_recipe
-from runs import check_output, environment, parse_options
-from tokenizer import train_tokenizer
-from translate import processes, translate_shared
 
 
 class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):

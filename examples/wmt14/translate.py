@@ -1,7 +1,7 @@
 """Translate sentences with a trained model.
 
-    python examples/wmt14/translate.py --model runs/en-de "A man reads a book." "Two dogs play."
-    python examples/wmt14/translate.py --model runs/en-de < sentences.en > sentences.de
+    python -m examples.wmt14.translate --model runs/en-de "A man reads a book." "Two dogs play."
+    python -m examples.wmt14.translate --model runs/en-de < sentences.en > sentences.de
 
 Prints one translation a line.
 """

@@ -1,6 +1,6 @@
 """`pipeline("translation", model=folder)`: importing this module brings back the task that transformers 5 dropped.
 
-    import translation_pipeline
+    from examples.wmt14 import translation_pipeline
     from transformers import pipeline
 
     translator = pipeline("translation", model="runs/en-de")

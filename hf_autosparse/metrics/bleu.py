@@ -17,10 +17,9 @@ from typing import Any
 
 try:
     import datasets
+    import evaluate
     import sacrebleu
     from sacrebleu.metrics import BLEU
-
-    import evaluate
 except ImportError as error:
     raise ImportError(
         f'hf_autosparse.metrics.bleu needs the package {error.name!r}: pip install "hf-autosparse[translation]"'

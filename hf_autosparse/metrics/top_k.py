@@ -15,7 +15,6 @@ from torch import Tensor
 
 try:
     import datasets
-
     import evaluate
 except ImportError as error:
     raise ImportError(

@@ -1,43 +1,30 @@
 """The pure parts of the speed benchmarks; the benchmarks themselves are run by hand."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import learned_weights, measuring, rivals
+from benchmarks.sparse_matmul import crossover
 from hf_autosparse import kernels
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a module of benchmarks/."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    return importlib.import_module
-
-
-def test_the_crossover_is_where_the_speed_up_passes_one(benchmark):
-    crossover = benchmark("sparse_matmul").crossover
+def test_the_crossover_is_where_the_speed_up_passes_one():
     assert crossover([(0.5, 0.5), (0.7, 2.0)]) == pytest.approx(0.6)  # half-way: 1/2 and 2 are as far from 1
     assert crossover([(0.5, 0.9), (0.6, 1.0), (0.7, 3.0)]) == pytest.approx(0.6)
     assert crossover([(0.5, 1.1), (0.7, 2.0)]) is None
     assert crossover([(0.5, 0.1), (0.7, 0.2)]) is None
 
 
-def test_unevenness_of_rows_by_hand(benchmark):
-    learned = benchmark("learned_weights")
+def test_unevenness_of_rows_by_hand():
     weight = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, 0.0, 0.0, 0.0]])  # 3 and 1 non-zeros
-    assert learned.unevenness(weight) == pytest.approx(2**0.5 / 2)
-    shuffled = learned.at_random(weight)
+    assert learned_weights.unevenness(weight) == pytest.approx(2**0.5 / 2)
+    shuffled = learned_weights.at_random(weight)
     assert sorted(shuffled.flatten().tolist()) == sorted(weight.flatten().tolist())
 
 
-def test_a_run_goes_on_only_where_it_was_begun(benchmark, tmp_path, monkeypatch):
-    measuring = benchmark("measuring")
+def test_a_run_goes_on_only_where_it_was_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     where = {"threads": 1, "processor": "A", "kernels": "sse2", "date": "today"}
     assert measuring.earlier("x", where, {"rounds": 3}) == []
@@ -52,8 +39,7 @@ def test_a_run_goes_on_only_where_it_was_begun(benchmark, tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(kernels.library() is None, reason=f"needs the C kernels: {kernels.status()}")
-def test_rivals_compute_the_same_and_those_that_are_missing_are_named(benchmark):
-    rivals = benchmark("rivals")
+def test_rivals_compute_the_same_and_those_that_are_missing_are_named():
     torch.manual_seed(0)
     weights = [torch.randn(24, 16) * (torch.rand(24, 16) > 0.7) for _ in range(2)]
 

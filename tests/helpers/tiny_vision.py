@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from image_recipe import load_recipe
+from examples.vision.image_recipe import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "vision" / "configs"
 TINY = [
@@ -33,8 +33,7 @@ MODELS = {
 
 def tiny_recipe(output: str | Path, model: str = "cifar_resnet", *changes: str) -> dict[str, Any]:
     """The digits recipe with a tiny model."""
-    recipe = load_recipe(CONFIGS / "digits.yaml", [*TINY, *changes, f"output_dir={output}"])
-    return recipe | {"model": load_recipe(CONFIGS / "digits.yaml", ["model=null", MODELS[model]])["model"]}
+    return load_recipe(CONFIGS / "digits.yaml", [*TINY, *changes, f"output_dir={output}", MODELS[model]])
 
 
 class StopAt(TrainerCallback):

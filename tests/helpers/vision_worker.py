@@ -7,13 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path[:0] = [str(EXAMPLES / "vision"), str(Path(__file__).parent)]
+import torch
 
-import torch  # noqa: E402
-
-import train as example  # noqa: E402
-from tiny_vision import recording, tiny_recipe  # noqa: E402
+from examples.vision import train as example
+from tiny_vision import recording, tiny_recipe
 
 if __name__ == "__main__":
     trainers = recording(example)

@@ -12,6 +12,7 @@ import matplotlib
 import pytest
 from matplotlib.text import Text
 
+from examples import figures
 from hf_autosparse import AutoSparseSeq2SeqTrainer
 from hf_autosparse.plots.figures import (
     inference_flops_figure,
@@ -28,8 +29,6 @@ from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from hf_autosparse.training.plot_callback import PlotCallback
 from tiny import StopAt, tiny_trainer
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def trajectory(sparsities, *, alphas=(0.5, 0.25, 0.0), costs=True, names=("small", "large")):
@@ -515,15 +514,7 @@ def test_other_processes_and_trials_draw_nothing(tmp_path, should_save, is_searc
 # ---- examples/figures.py ----
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLES)])
-    import figures
-
-    return figures
-
-
-def test_the_papers_figures_from_runs(figures, tmp_path, capsys):
+def test_the_papers_figures_from_runs(tmp_path, capsys):
     run = trajectory([(0.2, 0.6), (0.4, 0.8)])
     run.save(tmp_path / "a" / "final")
     run.layers = {name: LayerCost(cost.macs + 7, cost.weights) for name, cost in run.layers.items()}  # longer sentences
@@ -541,7 +532,7 @@ def test_the_papers_figures_from_runs(figures, tmp_path, capsys):
     assert "logged is not in Figure 1a: what its layers cost was not recorded" in capsys.readouterr().out
 
 
-def test_figures_of_what_is_no_run(figures, tmp_path):
+def test_figures_of_what_is_no_run(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="no autosparse_trajectory.json and no log.jsonl: give the directory of"
     ):

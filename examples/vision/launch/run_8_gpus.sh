@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 exec accelerate launch --multi_gpu --num_processes 8 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  examples/vision/train.py --config "${1:-examples/vision/configs/resnet50.yaml}" "${@:2}"
+  -m examples.vision.train --config "${1:-examples/vision/configs/resnet50.yaml}" "${@:2}"

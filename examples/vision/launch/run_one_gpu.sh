@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 exec accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  examples/vision/train.py --config "${1:-examples/vision/configs/resnet50.yaml}" \
+  -m examples.vision.train --config "${1:-examples/vision/configs/resnet50.yaml}" \
   --set training.gradient_accumulation_steps=2 "${@:2}"

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 exec accelerate launch --config_file examples/wmt14/launch/eight_gpus.yaml \
-  examples/wmt14/train.py --config "${1:-examples/wmt14/configs/paper_big.yaml}" "${@:2}"
+  -m examples.wmt14.train --config "${1:-examples/wmt14/configs/paper_big.yaml}" "${@:2}"

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 exec accelerate launch --config_file examples/wmt14/launch/one_gpu.yaml \
-  examples/wmt14/train.py --config "${1:-examples/wmt14/configs/paper_big.yaml}" \
+  -m examples.wmt14.train --config "${1:-examples/wmt14/configs/paper_big.yaml}" \
   --set training.gradient_accumulation_steps=8 "${@:2}"

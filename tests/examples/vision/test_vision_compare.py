@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-import compare
-import loader_benchmark
+from examples.vision import compare, loader_benchmark
 from tiny_vision import CONFIGS, TINY
 
 RESULTS = {

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from corrupt_images import CorruptImageError, CorruptImages
-from image_data import IGNORED_LABEL, DataConfig, ImageCollator, load_split
-from image_sources import ArchiveSource, FolderSource, digits, idx, read_idx
-from image_trainer import ShardedBatches
+from examples.vision.corrupt_images import CorruptImageError, CorruptImages
+from examples.vision.image_data import IGNORED_LABEL, DataConfig, ImageCollator, load_split
+from examples.vision.image_sources import ArchiveSource, FolderSource, digits, idx, read_idx
+from examples.vision.image_trainer import ShardedBatches
 
 SMALL = {"size": 8, "resize": 8}
 

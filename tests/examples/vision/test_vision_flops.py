@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from examples.vision.image_model import build_model, depthwise_layers
+from examples.vision.image_recipe import load_recipe
 from hf_autosparse import AutoSparseConfig, FlopsReport, flops, sparse_layers, sparsify
 from hf_autosparse.methods import Progress
 from hf_autosparse.reports.flops import layer_fraction, step_fraction
-from image_model import build_model, depthwise_layers
-from image_recipe import load_recipe
 from tiny_vision import CONFIGS
 
 DENSE = {"mobilenet_v1.conv_stem.convolution", "classifier"}

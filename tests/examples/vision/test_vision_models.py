@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
+from examples.vision.image_model import build_model, depthwise_layers
 from hf_autosparse import AutoSparseConfig, finalize, folded, sparse_layers, sparsify, sparsity_report
-from image_model import build_model, depthwise_layers
 from tiny_vision import MODELS, images, tiny_recipe, without_dropout
 
 CLASSES = ["a", "b", "c"]

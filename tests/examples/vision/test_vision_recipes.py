@@ -1,5 +1,6 @@
 """Every recipe as far as it goes without its data: all sections are valid, and what its header says is what it does."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,9 +9,10 @@ import subprocess
 import pytest
 from transformers import TrainingArguments
 
+from examples.vision.image_data import DataConfig
+from examples.vision.image_recipe import load_recipe
 from hf_autosparse import AutoSparseConfig
-from image_data import DataConfig
-from image_recipe import load_recipe
+from paths import ROOT
 from tiny_vision import CONFIGS
 
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
@@ -74,9 +76,10 @@ def test_a_sparse_recipe_and_its_dense_twin_differ_in_nothing_else(path):
 @pytest.mark.parametrize("path", sorted((CONFIGS.parent / "launch").glob("*.sh")), ids=by_name)
 def test_launch_script_is_sound_and_names_files_that_exist(path):
     subprocess.run(["bash", "-n", path], check=True)
-    root = CONFIGS.parents[2]
-    named = re.findall(r"examples/vision/[\w./]+\.(?:yaml|py)", path.read_text())
-    assert len(named) >= 2 and all((root / name).is_file() for name in named), named
+    files = re.findall(r"examples/vision/[\w./]+\.yaml", path.read_text())
+    modules = re.findall(r"-m (examples\.vision\.\w+) ", path.read_text())
+    assert files and all((ROOT / name).is_file() for name in files), files
+    assert modules and all(importlib.util.find_spec(name) for name in modules), modules
     assert os.access(path, os.X_OK)
 
 

@@ -11,14 +11,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import vision_train as example
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
-from image_data import DataConfig, ImageCollator, load_split
-from image_trainer import ClassificationLoss, scaled_learning_rate
-from paths import HELPERS, ROOT
+from examples.vision import train as example
+from examples.vision.image_data import DataConfig, ImageCollator, load_split
+from examples.vision.image_trainer import ClassificationLoss, scaled_learning_rate
+from paths import HELPERS, PYTHONPATH, ROOT
 from tiny_vision import TINY, recording, tiny_recipe
 
 
@@ -147,7 +147,7 @@ def two_processes(tmp_path_factory) -> dict[str, Path]:
     }
     given = json.dumps([[str(folder / name), *job] for name, job in jobs.items()])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     command += [str(HELPERS / "vision_worker.py"), given]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transforms import EvalTransform, TrainTransform, open_image, random_box, resize_shorter_side, to_rgb
+from examples.vision.transforms import (
+    EvalTransform,
+    TrainTransform,
+    open_image,
+    random_box,
+    resize_shorter_side,
+    to_rgb,
+)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:

@@ -24,9 +24,9 @@ from transformers import (
     set_seed,
 )
 
-from batching import ProcessShard, Seq2SeqCollator, TokenBatchMixin, TokenBatchSampler
+from examples.wmt14.batching import ProcessShard, Seq2SeqCollator, TokenBatchMixin, TokenBatchSampler
+from paths import PYTHONPATH
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "wmt14"
 PAD, START, FIRST_ID, MAX_TOKENS = 1, 2, 100, 40
 
 
@@ -283,7 +283,7 @@ def test_two_processes_share_the_batches_and_resume(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environment = os.environ | settings | {"PYTHONPATH": str(EXAMPLE)}
+    environment = os.environ | settings | {"PYTHONPATH": PYTHONPATH}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-import data
-from data import DataConfig, Pairs, TokenizedPairs, load_split
-from grammar import generate_pairs
-from tokenizer import train_tokenizer
+from examples.wmt14 import data
+from examples.wmt14.data import DataConfig, Pairs, TokenizedPairs, load_split
+from examples.wmt14.grammar import generate_pairs
+from examples.wmt14.tokenizer import train_tokenizer
 
 PAIRS = generate_pairs(300, seed=3)
 LINES = ["A dog.", "", "next\u0085line\u2028here", "\x0bvertical\x0ctabs\x1c", " space ", "last\r"]

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from grammar import demo_corpus, generate_pairs
-from grammar.clauses import Clause, Passive
-from grammar.corpus import HELD_OUT, LONGEST, SHORTEST
-from grammar.determiners import BARE, MANY, NO, POSSESSIVES, THE, THESE, A
-from grammar.draw_sentences import Draw
-from grammar.lexicon import ADJECTIVE_LIST, BE, LEXICON, VERB_LIST
-from grammar.phrases import PRONOUNS, WHO, Nominal, Prepositional, pronoun_for, relative_for
-from grammar.sentence import Sentence
+from examples.wmt14.grammar import demo_corpus, generate_pairs
+from examples.wmt14.grammar.clauses import Clause, Passive
+from examples.wmt14.grammar.corpus import HELD_OUT, LONGEST, SHORTEST
+from examples.wmt14.grammar.determiners import BARE, MANY, NO, POSSESSIVES, THE, THESE, A
+from examples.wmt14.grammar.draw_sentences import Draw
+from examples.wmt14.grammar.lexicon import ADJECTIVE_LIST, BE, LEXICON, VERB_LIST
+from examples.wmt14.grammar.phrases import PRONOUNS, WHO, Nominal, Prepositional, pronoun_for, relative_for
+from examples.wmt14.grammar.sentence import Sentence
 
 NOUN = {noun.en: noun for noun in LEXICON}
 ADJECTIVE = {adjective.en: adjective for adjective in ADJECTIVE_LIST}

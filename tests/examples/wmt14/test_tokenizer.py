@@ -5,15 +5,14 @@ import os
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from grammar import generate_pairs
-from tokenizer import BYTES, SPECIAL_TOKENS, train_tokenizer
+from examples.wmt14.grammar import generate_pairs
+from examples.wmt14.tokenizer import BYTES, SPECIAL_TOKENS, train_tokenizer
+from paths import PYTHONPATH
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "wmt14"
 TEXTS = [text for pair in generate_pairs(1500) for text in pair] + ['"Well-known", he said: it\'s 1,234.5 %!'] * 20
 VOCABULARY = 1200
 
@@ -103,13 +102,14 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 
 def test_deterministic_in_other_processes_and_for_iterators(tokenizer):
     script = (
-        "import hashlib; from grammar import generate_pairs; from tokenizer import train_tokenizer;"
+        "import hashlib; from examples.wmt14.grammar import generate_pairs;"
+        "from examples.wmt14.tokenizer import train_tokenizer;"
         "texts = [t for p in generate_pairs(1500) for t in p] + ['\"Well-known\", he said: it\\'s 1,234.5 %!'] * 20;"
         f"t = train_tokenizer(iter(texts), {VOCABULARY});"
         "print(hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest())"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(EXAMPLE)}
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PYTHONPATH}
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == digest(tokenizer)

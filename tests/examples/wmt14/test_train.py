@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import train as example
+from examples.wmt14 import train as example
+from examples.wmt14.recipe import load_recipe
 from hf_autosparse import pack
-from recipe import load_recipe
 from tiny import StopAt, assert_same_state
 
 ROOT = Path(__file__).resolve().parents[3]

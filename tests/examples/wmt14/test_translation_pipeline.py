@@ -13,8 +13,8 @@ from transformers import (
     pipeline,
 )
 
-import translation_pipeline as pipelines
-from translation_pipeline import TranslationPipeline, register_translation_pipeline
+from examples.wmt14 import translation_pipeline as pipelines
+from examples.wmt14.translation_pipeline import TranslationPipeline, register_translation_pipeline
 
 SENTENCES = ["a man reads a long book", "two dogs", "the small child plays with two dogs in the park"]
 

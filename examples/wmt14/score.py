@@ -1,8 +1,8 @@
 """Translate a test set and score it, or score translations that exist: sacreBLEU, compound-split BLEU and chrF.
 
-    python examples/wmt14/evaluate.py --model runs/en-de --source newstest2014.en --reference newstest2014.de
-    accelerate launch examples/wmt14/evaluate.py --model runs/en-de --source newstest2014.en --reference newstest2014.de
-    python examples/wmt14/evaluate.py --hypotheses hypotheses.de --reference newstest2014.de --json
+    python -m examples.wmt14.score --model runs/en-de --source newstest2014.en --reference newstest2014.de
+    accelerate launch -m examples.wmt14.score --model runs/en-de --source newstest2014.en --reference newstest2014.de
+    python -m examples.wmt14.score --hypotheses hypotheses.de --reference newstest2014.de --json
 
 Files hold one sentence a line in UTF-8 and may be gzipped (.gz). Under `accelerate launch` each process translates its
 share and the first one scores.
@@ -11,20 +11,14 @@ share and the first one scores.
 import argparse
 import gzip
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Python puts the folder of a script first on sys.path, and there this very file hides the library `evaluate`, which
-# hf_autosparse.metrics.bleu imports. Behind all that is installed it hides nothing, and `translate` is still found.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE] + [str(HERE)]
+from sacrebleu.metrics import CHRF
 
-from sacrebleu.metrics import CHRF  # noqa: E402
-
-from hf_autosparse.metrics.bleu import CompoundSplitBleu, SacreBleu  # noqa: E402
-from translate import load, processes, split_lines, translate_shared  # noqa: E402
+from examples.wmt14.translate import load, processes, split_lines, translate_shared
+from hf_autosparse.metrics.bleu import CompoundSplitBleu, SacreBleu
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
-"""examples/wmt14/evaluate.py and translate.py: published scores, a tiny model, two processes, bad input."""
+"""examples/wmt14/score.py and translate.py: published scores, a tiny model, two processes, bad input."""
 
 import gzip
-import importlib.util
 import io
 import json
 import subprocess
@@ -12,13 +11,10 @@ import pytest
 import torch
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "wmt14" / "evaluate.py"
-specification = importlib.util.spec_from_file_location("wmt14_evaluate", SCRIPT)  # `evaluate` is the library
-wmt14_evaluate = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(wmt14_evaluate)  # puts its folder on sys.path, for the next two imports
-
-import translate as wmt14_translate  # noqa: E402
-from tokenizer import train_tokenizer  # noqa: E402
+from examples.wmt14 import score as wmt14_score
+from examples.wmt14 import translate as wmt14_translate
+from examples.wmt14.tokenizer import train_tokenizer
+from paths import ROOT
 
 SOURCES = [
     "a man reads a book",
@@ -81,7 +77,7 @@ def files(tmp_path) -> dict[str, str]:
 
 def run(*arguments, capsys=None):
     """What the command line prints with --json."""
-    wmt14_evaluate.main([*map(str, arguments), "--json"])
+    wmt14_score.main([*map(str, arguments), "--json"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -99,7 +95,7 @@ def test_published_scores(shared_data, system, capsys):
 
 
 def test_table(files, capsys):
-    wmt14_evaluate.main(["--hypotheses", files["reference"], "--reference", files["reference"]])
+    wmt14_score.main(["--hypotheses", files["reference"], "--reference", files["reference"]])
     head, *scores, note = capsys.readouterr().out.strip().split("\n")
     assert head == "5 sentences"
     names = ["sacreBLEU", "chrF2", "tokenised, compound-split BLEU *"]
@@ -121,7 +117,7 @@ def test_model_mode_writes_what_it_scores(folder, files, tmp_path, capsys):
     sources = ("--source", files["source"], "--reference", files["reference"])
     result = run("--model", folder, *sources, "--output", output, "--batch-size", 2, capsys=capsys)
     assert result["sentences"] == 5
-    assert len(set(wmt14_evaluate.read_lines(str(output)))) > 2  # else this test would say little
+    assert len(set(wmt14_score.read_lines(str(output)))) > 2  # else this test would say little
     again = run("--hypotheses", output, *sources, capsys=capsys)
     assert again == result
     assert run("--hypotheses", output, *sources, "--limit", 2, capsys=capsys)["sentences"] == 2
@@ -137,11 +133,16 @@ def test_two_processes_give_the_result_of_one(folder, files, tmp_path, capsys):
         "1",
         "--output",
     ]  # the length limit is a batch's: keep batches equal
-    wmt14_evaluate.main([*arguments, str(tmp_path / "one")])
+    wmt14_score.main([*arguments, str(tmp_path / "one")])
     expected = capsys.readouterr().out
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    two = subprocess.run([*launch, str(SCRIPT), *arguments, str(tmp_path / "two")], capture_output=True, text=True)
+    two = subprocess.run(
+        [*launch, "-m", "examples.wmt14.score", *arguments, str(tmp_path / "two")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout == expected
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
@@ -151,9 +152,9 @@ def test_files_of_unequal_length_are_an_error_that_counts_both(files, tmp_path):
     short = tmp_path / "short"
     short.write_text("nur eine Zeile\n")
     with pytest.raises(SystemExit, match=f"number of lines: {short}: 1, {files['reference']}: 5"):
-        wmt14_evaluate.main(["--hypotheses", str(short), "--reference", files["reference"]])
+        wmt14_score.main(["--hypotheses", str(short), "--reference", files["reference"]])
     with pytest.raises(SystemExit, match=f"{files['source']}: 5, {short}: 1"):
-        wmt14_evaluate.main(["--model", "not loaded", "--source", files["source"], "--reference", str(short)])
+        wmt14_score.main(["--model", "not loaded", "--source", files["source"], "--reference", str(short)])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_files_of_unequal_length_are_an_error_that_counts_both(files, tmp_path):
 )
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        wmt14_evaluate.main([*arguments, "--reference", "r"])
+        wmt14_score.main([*arguments, "--reference", "r"])
     assert message in capsys.readouterr().err
 
 
