@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -138,3 +139,21 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
     pattern = re.compile(rb"(?<![\w.])/(work|root|tmp)/\w")
     named = [f for f in files if (ROOT / f).is_file() and pattern.search((ROOT / f).read_bytes())]
     assert not named
+
+
+def test_pre_commit_runs_the_pinned_ruff():
+    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (ruff,) = [repo for repo in settings["repos"] if repo["repo"].endswith("ruff-pre-commit")]
+    assert f"ruff=={ruff['rev'].removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=by_name)
+def test_forms_and_workflows_are_yaml_that_holds_something(path):
+    assert yaml.safe_load(path.read_text())
+
+
+def test_the_workflows_test_every_python_version_that_the_package_allows():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r"Python :: 3\.\d+$", c)]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == allowed
