@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .hub.push import push_to_hub
     from .inference.convert import InferenceReport, inference_report, to_inference
     from .inference.screen import screen_output
+    from .oneshot.prune import prune
+    from .oneshot.report import PruneReport
     from .reports.flops import FlopsReport, flops
     from .reports.sparsity import SparsityReport, sparsity_report
     from .serialization.bitmask_format import PackedFormatError
@@ -32,6 +34,8 @@ _LAZY = {
     "inference_report": "inference.convert",
     "to_inference": "inference.convert",
     "pack": "serialization.pack",
+    "prune": "oneshot.prune",
+    "PruneReport": "oneshot.report",
     "push_to_hub": "hub.push",
     "screen_output": "inference.screen",
     "unpack": "serialization.pack",
@@ -48,6 +52,7 @@ __all__ = [
     "FlopsReport",
     "InferenceReport",
     "PackedFormatError",
+    "PruneReport",
     "SparsityReport",
     "__version__",
     "finalize",
@@ -56,6 +61,7 @@ __all__ = [
     "inference_report",
     "layer_sparsity",
     "pack",
+    "prune",
     "push_to_hub",
     "screen_output",
     "sparse_layers",

@@ -19,7 +19,7 @@ ROOMS = [
     {"config"},
     {"layers"},
     {"serialization", "inference"},
-    {"reports"},
+    {"reports", "oneshot"},
     {"plots", "hub", "metrics"},
     {"training"},
     {"cli"},

@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 MODEL_CONFIG = "config.json"
 CARD = "README.md"
 TRAJECTORY = "autosparse_trajectory.json"  # how sparsity developed over the run
+PRUNING = "autosparse_pruning.json"  # what one-shot pruning did to each layer
 PLOTS = "plots"  # a directory
 
 # A checkpoint, for resuming.

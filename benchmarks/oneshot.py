@@ -1,0 +1,126 @@
+"""One-shot pruning of a small language model that this benchmark trains itself: perplexity before and after.
+
+    python benchmarks/oneshot.py --data ../shared/data --output runs/oneshot
+
+A Llama of 6.2 M parameters learns the English sides of Multi30k and WMT14 (train_small), on one thread in some 6
+minutes of CPU time, and is kept in the output folder. Then it is pruned by each method at 50 % and 2:4, several times
+with other calibration texts. Results go to benchmarks/results/oneshot. Timings are not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+
+VOCABULARY, WINDOW, BATCH, STEPS, SEED = 4096, 128, 8, 800, 1
+TRAIN = ("multi30k/train.en", "wmt14/train_small.en")
+HELD_OUT = {"Multi30k": "multi30k/test_2016_flickr.en", "newstest2014": "wmt14/newstest2014.en"}
+
+
+def missing(data: Path) -> list[str]:
+    """The files of the data that are absent."""
+    return [name for name in (*TRAIN, *HELD_OUT.values()) if not (data / name).is_file()]
+
+
+def lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def learn_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def windows(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """(windows, WINDOW) token ids: the texts one after the other, each with an end of text behind it."""
+    ids: list[int] = []
+    for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        ids += [*encoded, tokenizer.eos_token_id]
+    count = len(ids) // WINDOW
+    return torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
+
+
+def train(data: Path, directory: Path) -> None:
+    """Train the dense model, and save it with its tokenizer."""
+    set_seed(SEED)
+    texts = [line for name in TRAIN for line in lines(data / name)]
+    order = torch.randperm(len(texts))
+    texts = [texts[i] for i in order]
+    tokenizer = learn_tokenizer(texts)
+    blocks = windows(tokenizer, texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 100, STEPS)
+    batches = torch.cat([torch.randperm(len(blocks)) for _ in range(STEPS * BATCH // len(blocks) + 1)]).split(BATCH)
+    for step in range(STEPS):
+        ids = blocks[batches[step]]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == STEPS - 1:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, blocks: Tensor) -> float:
+    """exp of the mean loss of all tokens but each window's first, in float32."""
+    model.eval()
+    losses = [
+        model(input_ids=ids, labels=ids, use_cache=False).loss.item() * len(ids) for ids in blocks.split(4 * BATCH)
+    ]
+    return math.exp(sum(losses) / len(blocks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, default=Path("runs/oneshot"))
+    arguments = parser.parse_args()
+    if absent := missing(arguments.data):
+        sys.exit(f"skipped: {arguments.data} lacks {', '.join(absent)}")
+    torch.set_num_threads(1)
+    dense = arguments.output / "dense"
+    if not (dense / "model.safetensors").is_file():
+        train(arguments.data, dense)
+
+
+if __name__ == "__main__":
+    main()

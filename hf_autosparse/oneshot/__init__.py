@@ -1,0 +1,1 @@
+"""Pruning a trained model in one pass over a few examples, without training: `prune`."""
