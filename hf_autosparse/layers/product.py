@@ -3,29 +3,15 @@
 `Y = X W^T + b` and `dL/dX = dL/dY W` skip the zeros of the effective weight W. `dL/dW = dL/dY^T X` is computed where
 the sparsifier's `gradient_mask` says that it is needed; elsewhere it is 0, and the sparsifier would multiply it by 0.
 Results differ from those of the dense products by rounding, and are the same to the bit for any number of threads.
-
-The sparse forms of a weight are made once for all forwards of an optimizer step. They are derived, and no state:
-neither saved nor copied with the layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import kernels
-from ..functional import sampling_stride
-from .stamp import stamp_of
-
-if TYPE_CHECKING:
-    from .sparse import SparseLayer
-
-SAMPLE = 8192  # weights of a layer that are looked at
-FEWEST_ZEROS = 0.3  # with fewer, the dense product is faster for every number of tokens
 
 
 class Forms:
@@ -91,117 +77,6 @@ class SparseProduct(torch.autograd.Function):
         if for_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return grad_input, grad_weight, grad_bias, None, None
-
-
-def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """`F.linear` of a layer in training with its effective weight, by the sparse product.
-
-    Args:
-        layer: a Linear or Conv1D; its `sparsifier.config.compute` is "sparse" or "auto".
-        input: (..., inputs).
-        weight: effective, shaped like `layer.weight`; may be detached.
-        bias: (outputs,) or None.
-
-    Returns:
-        (..., outputs), or None where the dense product is to be taken: other tensors than plain float32 ones on the
-        CPU, under autocast, functorch, tracing or `torch.compile`, without the C kernels, for a weight with fewer than
-        30 % zeros, and, with "auto", where the sparse product was not measured faster.
-    """
-    if _needs_plain_ops() or not _takes(input, weight, bias) or layer.weight.is_inference():
-        return None
-    matrix = weight if layer.output_dim == 0 else weight.t()
-    if not input.dim() or input.shape[-1] != matrix.shape[1]:  # the dense product has the message
-        return None
-    library = kernels.library()
-    if library is None:
-        return None
-    forms = _forms(layer, matrix, input.numel() // input.shape[-1], bias is not None, library)
-    if forms is None:
-        return None
-    return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.collects_gradient)
-
-
-@dataclass
-class _Cache:
-    """What a layer keeps for the other forwards of the same optimizer step.
-
-    `zeros`: fraction of them, about. `sampled`: the weight's gradient is needed in some places only. `pattern`: these
-    places if they are not just where the weight is not 0 (one that was grown at 0 needs its gradient, too), until
-    `forms`.
-    """
-
-    stamp: tuple
-    zeros: float
-    sampled: bool = False
-    pattern: Tensor | None = None
-    forms: Forms | None = None
-
-
-@torch.no_grad()
-def _forms(layer: SparseLayer, matrix: Tensor, tokens: int, bias: bool, library: kernels.Library) -> Forms | None:
-    cache: _Cache | None = layer.__dict__.get("_sparse_forms")
-    stamp = stamp_of(layer)
-    if cache is None or cache.stamp != stamp:
-        cache = layer.__dict__["_sparse_forms"] = _look_at(layer, matrix, stamp)
-    if cache.zeros < FEWEST_ZEROS:
-        return None
-    if layer.sparsifier.config.compute == "auto":
-        from .crossover import is_faster  # a higher level: only "auto" measures
-
-        if not is_faster(tuple(matrix.shape), bias, tokens, cache.zeros, cache.sampled):
-            return None
-    if cache.forms is None:
-        cache.forms, cache.pattern = Forms(matrix, library, cache.sampled, cache.pattern), None
-    return cache.forms
-
-
-def _look_at(layer: SparseLayer, matrix: Tensor, stamp: tuple) -> _Cache:
-    cache = _Cache(stamp, _fraction_of_zeros(matrix))
-    if cache.zeros < FEWEST_ZEROS or not layer.weight.requires_grad:
-        return cache
-    if layer.sparsifier.learns_where_kept():
-        cache.sampled = True
-        return cache
-    mask = layer.sparsifier.gradient_mask(layer.weight)
-    needed = matrix.numel() if mask is None else int(mask.count_nonzero())
-    if needed > (1 - FEWEST_ZEROS) * matrix.numel():
-        return cache
-    cache.sampled = True
-    mask = mask if layer.output_dim == 0 else mask.t()
-    # Counted and compared as bool tensors: torch is several times faster with them than with float32 and `equal`.
-    kept = matrix != 0
-    count = int(kept.count_nonzero())
-    if not needed == count == int((kept & mask).count_nonzero()):
-        cache.pattern = mask.clone()  # methods change theirs in place
-    return cache
-
-
-def _fraction_of_zeros(matrix: Tensor) -> float:
-    """Of a sample: it only decides whether to skip them."""
-    flat = (matrix if matrix.is_contiguous() else matrix.t()).reshape(-1)
-    sample = flat[:: sampling_stride(flat.numel(), SAMPLE)]
-    return 1 - int(sample.count_nonzero()) / sample.numel()
-
-
-def _takes(*tensors: Tensor | None) -> bool:
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-        if tensor.layout is not torch.strided or tensor.numel() == 0:
-            return False
-    return tensors[-1] is None or tensors[-1].is_contiguous()
-
-
-def _needs_plain_ops() -> bool:
-    """Whether something that must see or change every operation is at work."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled("cpu")
-    )
 
 
 def _zeros_like(weight: Tensor) -> Tensor:

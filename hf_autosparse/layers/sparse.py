@@ -6,31 +6,70 @@ and stock `from_pretrained` still knows every key (docs/design.md compares this 
 
 from __future__ import annotations
 
+from typing import Any, ClassVar, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..methods import Sparsifier
-from . import kinds
-from . import product as sparse_product
-from .stamp import stamp_of
-
-_DERIVED = ("_sparse_forms", "_effective")
+from ..methods import Progress, Sparsifier
+from . import kinds, multiply
+from .step import OpenStep
 
 
-class SparseLayer:
+class SparseLayer(nn.Module):
     """Mixin: a layer whose forward uses `sparsifier(weight)`.
 
-    `folded` holds the effective weight as a constant while the model is only evaluated (see `hf_autosparse.folded`):
-    decoding calls a layer hundreds of times with a weight that does not change. `reuses` makes the micro-batches of an
-    optimizer step share the effective weight, which then stays in memory; the callback sets it where there are several.
+    An optimizer step of training goes through `begin_step`, the forwards and backwards, `before_optimizer_step`, the
+    optimizer and `end_step`. `hf_autosparse.SparseTraining` makes these calls, and Trainer's callback makes it do so.
+    Without them the layer computes the same, and its sparsifier stands still.
+
+    Attributes:
+        kind: the layer's type in the table of `kinds.py`.
+        folded: the effective weight, a constant while the model is only evaluated (see `hf_autosparse.folded`):
+            decoding calls a layer hundreds of times with a weight that does not change.
+        open_step: what the forwards of the current optimizer step share; None outside a step, and where they share
+            nothing.
     """
 
+    kind: ClassVar[kinds.LayerKind]
     weight: nn.Parameter
+    bias: nn.Parameter | None
     sparsifier: Sparsifier
     folded: Tensor | None = None
-    reuses = False
-    output_dim = 0
+    open_step: OpenStep | None = None
+
+    # ---- The optimizer step ----
+
+    def begin_step(self, progress: Progress, micro_batches: int = 1) -> None:
+        """Open an optimizer step: the sparsifier anneals, and forwards may share what they derive from the weight.
+
+        Args:
+            progress: where training stands before this step.
+            micro_batches: forwards to come in this step. If there are several, they share the effective weight, which
+                stays in memory for so long.
+        """
+        self.sparsifier.begin_step(progress)
+        keeps_weight = micro_batches > 1
+        self.open_step = OpenStep(keeps_weight) if keeps_weight or self._may_multiply_sparsely() else None
+
+    @torch.no_grad()
+    def before_optimizer_step(self) -> None:
+        """Let the sparsifier add its penalty to the gradients. Nothing derived from the weight is kept any longer."""
+        self.open_step = None
+        self.sparsifier.regularise(self.weight)
+
+    @torch.no_grad()
+    def end_step(self, progress: Progress) -> Tensor | None:
+        """Let the sparsifier change mask and weight after the optimizer's step, which `progress` counts in.
+
+        Returns:
+            Bool tensor of the weight's shape, True where a weight was newly grown; None where none was.
+        """
+        self.open_step = None
+        return self.sparsifier.end_step(self.weight, progress)
+
+    # ---- The effective weight ----
 
     def sparse_weight(self) -> Tensor:
         """The effective weight that is evaluated and saved, shaped like `weight`."""
@@ -46,14 +85,19 @@ class SparseLayer:
         return effective
 
     def _effective_weight(self) -> Tensor:
-        if not self.reuses or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.open_step is None:
             return self.sparsifier(self.weight)
-        stamp, kept = stamp_of(self), self.__dict__.get("_effective")
-        if kept is not None and kept[0] == stamp:
-            return self.sparsifier.forward_cached(self.weight, kept[1])
-        effective = self.sparsifier(self.weight)
-        self.__dict__["_effective"] = stamp, effective.detach()
+        step = self.open_step
+        step.refresh(self)
+        if not step.keeps_weight or not torch.is_grad_enabled():
+            return self.sparsifier(self.weight)
+        if step.effective is not None:
+            return self.sparsifier.forward_cached(self.weight, step.effective)
+        effective: Tensor = self.sparsifier(self.weight)
+        step.effective = effective.detach()
         return effective
+
+    # ---- The layer's output ----
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.current_weight()
@@ -62,44 +106,46 @@ class SparseLayer:
         learned_from = self.sparsifier.backward_input(input)
         if learned_from is None:
             return self._multiply(input, weight, self.bias)
-        # Adds exactly 0, and to the weight the gradient that it would have if `learned_from` had been the input.
         output = self._multiply(input, weight.detach(), self.bias)
-        shadow = self._multiply(learned_from.detach(), weight, None)
-        return output + (shadow - shadow.detach())
+        # Zero in the forward pass; routes the weight gradient through `learned_from`.
+        detour = self._multiply(learned_from.detach(), weight, None)
+        return output + (detour - detour.detach())
 
     def _multiply(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.training and self.folded is None and self.sparsifier.config.compute != "dense":
+        if self.training and self.folded is None and self._may_multiply_sparsely():
             output = self.sparse_product(input, weight, bias)
             if output is not None:
                 return output
         return self.product(input, weight, bias)
+
+    def _may_multiply_sparsely(self) -> bool:
+        return self.sparsifier.config.compute != "dense"
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The dense layer's forward with this weight."""
         raise NotImplementedError
 
     def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The same in training with the weight's zeros skipped; None where the layer or this call has to be dense."""
+        """The same in training with the weight's zeros skipped; None where the layer or this call must be dense."""
         return None
 
-    def forget_derived(self) -> None:
-        """Forget what was derived from the weight; it is made again when needed."""
-        for name in _DERIVED:
-            self.__dict__.pop(name, None)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in _DERIVED}
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "open_step"}
 
 
 class SparseLinear(SparseLayer, nn.Linear):
+    kind = kinds.LINEAR
+
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)
 
     def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        return sparse_product.linear(self, input, weight, bias)
+        return multiply.linear(self, input, weight, bias)
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
+    kind = kinds.CONV2D
+
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(input, weight, bias)
 
@@ -109,16 +155,17 @@ kinds.CONV2D.add_form("sparse", SparseConv2d)
 kinds.CONV1D.add_form("sparse", "hf_autosparse.layers.sparse_conv1d:SparseConv1D")
 
 
-def make_sparse(layer: nn.Module, sparsifier: Sparsifier) -> None:
-    """Turn a plain layer into its sparse form, in place."""
+def make_sparse(layer: nn.Module, sparsifier: Sparsifier) -> SparseLayer:
+    """Turn a plain layer into its sparse form, in place, and return it."""
     kinds.swap_in(layer, "sparse")
-    layer.sparsifier = sparsifier
+    sparse = cast(SparseLayer, layer)
+    sparse.sparsifier = sparsifier
+    return sparse
 
 
 def make_plain(layer: SparseLayer) -> None:
     """Undo `make_sparse`; the weight is left as it is."""
     del layer.sparsifier
-    layer.forget_derived()
-    for name in ("folded", "reuses"):
+    for name in ("folded", "open_step"):
         layer.__dict__.pop(name, None)
     kinds.swap_out(layer)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from . import product as sparse_product
+from . import kinds, multiply
 from .sparse import SparseLayer
 
 
 class SparseConv1D(SparseLayer, Conv1D):
-    output_dim = 1
+    kind = kinds.CONV1D
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flat = input.view(-1, input.size(-1))
@@ -20,4 +20,4 @@ class SparseConv1D(SparseLayer, Conv1D):
         return flat.view(*input.shape[:-1], self.nf)
 
     def sparse_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        return sparse_product.linear(self, input, weight, bias)
+        return multiply.linear(self, input, weight, bias)
