@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .serialization.bitmask_format import PackedFormatError
     from .serialization.pack import pack, unpack
     from .training.callbacks import AutoSparseCallback
+    from .training.driver import SparseTraining
     from .training.trainer import AutoSparseMixin, AutoSparseSeq2SeqTrainer, AutoSparseTrainer
 
 # Loaded at first use: importing the package must not import transformers.
@@ -27,6 +28,7 @@ _LAZY = {
     "AutoSparseMixin": "training.trainer",
     "AutoSparseSeq2SeqTrainer": "training.trainer",
     "AutoSparseTrainer": "training.trainer",
+    "SparseTraining": "training.driver",
     "FlopsReport": "reports.flops",
     "PackedFormatError": "serialization.bitmask_format",
     "flops": "reports.flops",
@@ -53,6 +55,7 @@ __all__ = [
     "InferenceReport",
     "PackedFormatError",
     "PruneReport",
+    "SparseTraining",
     "SparsityReport",
     "__version__",
     "finalize",

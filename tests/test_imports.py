@@ -28,7 +28,6 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # What the moves left for the redesigns that follow.
 KNOWN = {
     ("functional", "kernels"),
-    ("layers.crossover", "inference"),
     ("methods.base", "config"),
 }
 TORCH_ONLY = {"functional", "kernels", "methods", "config", "layers"}

@@ -21,6 +21,7 @@ from huggingface_hub.utils import yaml_dump
 from transformers.modelcard import TASK_MAPPING
 
 from ..config import AutoSparseConfig
+from ..layers.sparsify import plain_parameters
 from ..reports.flops import layer_fraction, training_fraction
 from ..reports.layer_types import layer_type
 from ..reports.sparsity import SparsityReport
@@ -146,7 +147,7 @@ def theoretical_flops(trajectory: Trajectory | None, report: SparsityReport) -> 
 
 def parameter_count(model: torch.nn.Module) -> int:
     """Parameters of the model as it is deployed: thresholds and the like do not count, tied weights count once."""
-    return sum(p.numel() for name, p in model.named_parameters() if ".sparsifier." not in name)
+    return sum(parameter.numel() for parameter in plain_parameters(model).values())
 
 
 def _is_metric(name: str, value: Any) -> bool:

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from .. import kernels
+from ..kernels.autotune import EVERY_NUMBER, MARGIN, SPARSITIES, Ranges, Speedups, ranges
 from ..layers.kinds import dense_kind_of, matrix_of
 from ..layers.sparsify import finalize, sparse_layers
 from ..utils.tables import as_text, table
-from .layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, Ranges, swap_in, swap_out
-from .measure import MARGIN, SPARSITIES, Crossover, Speedups, ranges
+from .layers import InferenceConv2d, InferenceLayer, swap_in, swap_out
+from .measure import Crossover
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import weakref
 
 import torch
@@ -17,12 +16,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from .. import kernels
+from ..kernels.autotune import Ranges
 from ..layers import kinds
 
 logger = logging.getLogger(__name__)
-
-Ranges = tuple[tuple[int, float], ...]
-EVERY_NUMBER: Ranges = ((1, math.inf),)
 
 _handles = itertools.count()
 _by_handle: weakref.WeakValueDictionary[int, InferenceLayer] = weakref.WeakValueDictionary()

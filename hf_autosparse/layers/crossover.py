@@ -1,63 +1,87 @@
-"""Is a layer trained faster with sparse products? Measured on this machine, both ways, and kept in a file."""
+"""Is a layer trained faster with sparse products? Measured on this machine before training, and kept in a file."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import kernels
-from ..inference.measure import _MOST_WORK, SPARSITIES, Crossover, Ranges, Speedups, best_times, ranges
+from ..kernels import autotune
+from ..kernels.autotune import SPARSITIES, Ranges, Speedups
 from .product import Forms, SparseProduct
+
+if TYPE_CHECKING:
+    from .sparse import SparseLayer
 
 logger = logging.getLogger(__name__)
 
 TOKENS = (64, 256, 1024)
 _ROUNDS, _SECONDS = 4, 0.05  # at least, of each measurement
-_picked: dict[tuple, Ranges] = {}
-_measurements: dict[int, TrainingCrossover] = {}
+
+# (threads, shape, bias, entry of SPARSITIES, sampled) -> the numbers of tokens for which sparse products are faster
+_picked: dict[tuple[int, tuple[int, int], bool, float, bool], Ranges] = {}
 
 
-class TrainingCrossover(Crossover):
-    """The measurements of training, in the same file as those of inference."""
+def measure_layers(layers: Iterable[SparseLayer]) -> None:
+    """Measure the layers whose configuration says `compute="auto"`, for every sparsity that they may come to.
 
-    def training_speedups(self, shape: tuple[int, int], bias: bool, floor: float, sampled: bool) -> Speedups:
-        """Number of tokens -> dense time / sparse time, of a forward and backward that makes its sparse forms itself.
-
-        Args:
-            shape: (outputs, inputs) of the weight.
-            bias: whether there is one.
-            floor: its fraction of zeros, one of `SPARSITIES`.
-            sampled: whether the weight's gradient is only needed where the weight is not 0.
-        """
-        kind = "sampled" if sampled else "dense"
-        key = f"training {shape[0]}x{shape[1]} bias={bias} zeros={floor} weight_gradient={kind}"
-        if key not in self._known:
-            self._known[key] = self._new[key] = _measure(shape, bias, floor, sampled)
-            self.save()
-        return self._known[key]
+    Called before training. It takes a few seconds for each new shape; the results are kept for this machine and number
+    of threads. Fewer zeros are no faster: below the first sparsity at which nothing is gained, nothing is measured.
+    """
+    if kernels.library() is None:
+        return
+    cases = {
+        (layer.kind.matrix(layer.weight).shape, layer.bias is not None)
+        for layer in layers
+        if layer.sparsifier.config.compute == "auto" and layer.weight.dim() == 2
+    }
+    if not cases:
+        return
+    known = autotune.Measurements()
+    for (outputs, inputs), bias in sorted(cases):
+        for sampled in (True, False):
+            for zeros in reversed(SPARSITIES):
+                if not _pick(known, (outputs, inputs), bias, zeros, sampled):
+                    break
 
 
 def is_faster(shape: tuple[int, int], bias: bool, tokens: int, zeros: float, sampled: bool) -> bool:
-    """Whether sparse products are to be taken. `zeros`: fraction of zeros, at least `SPARSITIES[0]`."""
-    floor = max(step for step in SPARSITIES if step <= zeros + 0.005)
-    threads = torch.get_num_threads()
-    key = (threads, shape, bias, floor, sampled)
-    if key not in _picked:
-        if threads not in _measurements:
-            _measurements[threads] = TrainingCrossover()
-        speedups = _measurements[threads].training_speedups(shape, bias, floor, sampled)
-        _picked[key] = ranges(speedups)
-        logger.info(
-            "compute='auto', a %d x %d weight with %.0f %% zeros, its gradient %s: %s (%s)",
-            *shape,
-            100 * floor,
-            "sampled" if sampled else "dense",
-            _words(_picked[key]),
-            ", ".join(f"{count:,} tokens {ratio:.2f}x" for count, ratio in speedups.items()),
-        )
-    return any(low <= tokens <= high for low, high in _picked[key])
+    """Whether `measure_layers` found sparse products faster; False for what it was not asked about.
+
+    Args:
+        shape: (outputs, inputs) of the weight.
+        bias: whether there is one.
+        tokens: rows of the input.
+        zeros: fraction of zeros of the weight, at least `SPARSITIES[0]`.
+        sampled: whether the weight's gradient is only needed in some places.
+    """
+    key = (torch.get_num_threads(), shape, bias, autotune.measured_sparsity(zeros), sampled)
+    return any(low <= tokens <= high for low, high in _picked.get(key, ()))
+
+
+def _pick(known: autotune.Measurements, shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Ranges:
+    case = (torch.get_num_threads(), shape, bias, zeros, sampled)
+    if case in _picked:
+        return _picked[case]
+    gradient = "sampled" if sampled else "dense"
+    key = f"training {shape[0]}x{shape[1]} bias={bias} zeros={zeros} weight_gradient={gradient}"
+    speedups = known.get(key, lambda: _measure(shape, bias, zeros, sampled))
+    known.save()
+    _picked[case] = picked = autotune.ranges(speedups)
+    logger.info(
+        "compute='auto', a %d x %d weight with %.0f %% zeros, its gradient %s: %s (%s)",
+        *shape,
+        100 * zeros,
+        gradient,
+        _words(picked),
+        ", ".join(f"{count:,} tokens {ratio:.2f}x" for count, ratio in speedups.items()),
+    )
+    return picked
 
 
 def _words(picked: Ranges) -> str:
@@ -66,28 +90,30 @@ def _words(picked: Ranges) -> str:
 
 
 @torch.enable_grad()
-def _measure(shape: tuple[int, int], bias: bool, floor: float, sampled: bool) -> Speedups:
+def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Speedups:
+    """Times a forward and backward pass that makes its sparse forms itself."""
+    library = kernels.library()
+    assert library is not None
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator)
-    weight *= torch.rand(shape, generator=generator) >= floor
+    weight *= torch.rand(shape, generator=generator) >= zeros
     weight.requires_grad_()
     shift = torch.zeros(shape[0], requires_grad=True) if bias else None
-    library = kernels.library()
-    result = {}
+    result: Speedups = {}
     for tokens in TOKENS:
-        if result and tokens * weight.numel() > _MOST_WORK["cpu"]:
+        if result and tokens * weight.numel() > autotune.MOST_WORK["cpu"]:
             break
         x = torch.randn(tokens, shape[1], generator=generator, requires_grad=True)
         grad = torch.randn(tokens, shape[0], generator=generator)
         leaves = [leaf for leaf in (x, weight, shift) if leaf is not None]
 
-        def dense(x=x, grad=grad, leaves=leaves):
+        def dense(x: Tensor = x, grad: Tensor = grad, leaves: list[Tensor] = leaves) -> None:
             torch.autograd.grad(F.linear(x, weight, shift), leaves, grad)
 
-        def sparse(x=x, grad=grad, leaves=leaves):
+        def sparse(x: Tensor = x, grad: Tensor = grad, leaves: list[Tensor] = leaves) -> None:
             forms = Forms(weight.detach(), library, sampled)
             torch.autograd.grad(SparseProduct.apply(x, weight, shift, forms, sampled), leaves, grad)
 
-        seconds = best_times((dense, sparse), _ROUNDS, _SECONDS)
+        seconds = autotune.best_times((dense, sparse), _ROUNDS, _SECONDS)
         result[tokens] = round(seconds[0] / seconds[1], 3)
     return result

@@ -22,6 +22,11 @@ class Selection:
     dense: dict[str, str] = field(default_factory=dict)
 
 
+def qualified(module_name: str, attribute: str) -> str:
+    """The full name of a module's attribute; the root module has the name ""."""
+    return f"{module_name}.{attribute}" if module_name else attribute
+
+
 def select_layers(model: nn.Module, config: AutoSparseConfig) -> Selection:
     """Apply the first/last rule, the patterns and the technical limits to every weight of two or more dimensions.
 
@@ -98,8 +103,7 @@ def _technical_limits(model: nn.Module, candidates: dict[str, nn.Module]) -> dic
         elif id(module) in fast_path:
             limits[name] = fast_path[id(module)]
         else:
-            own = f"{name}.weight" if name else "weight"
-            others = [n for n in owners[id(weight)] if n != own]
+            others = [n for n in owners[id(weight)] if n != qualified(name, "weight")]
             if others and not _same_module(model, others, module):
                 limits[name] = f"its weight is tied to {others[0]}"
     return limits

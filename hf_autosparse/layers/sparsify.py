@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AutoSparseConfig
-from ..methods import get_method
+from ..methods import Sparsifier, get_method
 from ..methods.distributions import SPARSITY_DISTRIBUTIONS
 from .kinds import kind_of, require_kind
-from .selection import select_layers
+from .selection import qualified, select_layers
 from .sparse import SparseLayer, make_plain, make_sparse
 
 _RECORD = "_autosparse"
@@ -75,11 +75,18 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 def sparsifier_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of the sparsifiers (thresholds), which the optimizer treats as their own group."""
-    return {
-        f"{name}.sparsifier.{key}": parameter
-        for name, layer in sparse_layers(model).items()
-        for key, parameter in layer.sparsifier.named_parameters()
-    }
+    own = _sparsifier_ids(model)
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the model itself: all but those of the sparsifiers."""
+    own = _sparsifier_ids(model)
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+
+
+def _sparsifier_ids(model: nn.Module) -> set[int]:
+    return {id(parameter) for layer in sparse_layers(model).values() for parameter in layer.sparsifier.parameters()}
 
 
 @torch.no_grad()
@@ -103,24 +110,28 @@ def finalize(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def deployable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state dict that `finalize(model)` would have, without touching the model."""
-    layers = sparse_layers(model)
-    private = tuple(f"{name}.sparsifier." for name in layers)
     state = model.state_dict() if state_dict is None else state_dict
+    paths = dict(model.named_modules(remove_duplicate=False))  # a module that is used twice has two names
+    private = tuple(qualified(name, "") for name, module in paths.items() if isinstance(module, Sparsifier))
     deployable = {key: value for key, value in state.items() if not key.startswith(private)}
-    return deployable | {f"{name}.weight": layer.sparse_weight() for name, layer in layers.items()}
+    weights = {layer: layer.sparse_weight() for layer in sparse_layers(model).values()}
+    return deployable | {
+        qualified(name, "weight"): weights[module] for name, module in paths.items() if isinstance(module, SparseLayer)
+    }
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[nn.Module]:
     """Compute each effective weight once and use it as a constant inside the block: for evaluation and generation.
 
-    Costs one extra copy of the sparse weights. Gradients do not reach the weights inside the block.
+    Costs one extra copy of the sparse weights. Gradients do not reach the weights inside the block. Blocks may be
+    nested: a layer that is folded already stays as it is until its own block ends.
     """
-    layers = sparse_layers(model).values()
+    layers = [layer for layer in sparse_layers(model).values() if layer.folded is None]
     with torch.no_grad():
         for layer in layers:
             layer.folded = layer.sparse_weight()
-            layer.forget_derived()
+            layer.open_step = None
     try:
         yield model
     finally:

@@ -21,6 +21,7 @@ from ..layers.sparsify import (
     deployable_state_dict,
     folded,
     layer_sparsity,
+    plain_parameters,
     record_of,
     sparse_layers,
     sparsifier_parameters,
@@ -123,8 +124,8 @@ class AutoSparseMixin(HubMixin):
     def _clip_grad_norm(self, model: nn.Module):
         if self.sparse_config.clip_thresholds:
             return super()._clip_grad_norm(model)
-        weights = [p for name, p in model.named_parameters() if ".sparsifier." not in name]
-        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+        weights = plain_parameters(model).values()
+        return self.accelerator.clip_grad_norm_(list(weights), self.args.max_grad_norm)
 
     # ---- Loss ----
 

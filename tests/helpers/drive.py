@@ -1,4 +1,4 @@
-"""A bare training loop around the callback: what every method must stand, without Trainer's weight.
+"""A bare training loop: what every method must stand, without Trainer's weight.
 
 As a program, under torchrun: trains every method of configs.json in a directory and writes each process's state there.
 """
@@ -6,13 +6,11 @@ As a program, under torchrun: trains every method of configs.json in a directory
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from hf_autosparse import AutoSparseConfig, sparsify
-from hf_autosparse.training.callbacks import AutoSparseCallback
+from hf_autosparse import AutoSparseConfig, SparseTraining, sparsify
 
 STEPS, STEPS_PER_EPOCH = 12, 4
 
@@ -41,21 +39,17 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def drive(model, optimizer, first: int, last: int, *, parts: int = 1, wrapped=None, rank: int | None = None) -> None:
     """Optimizer steps `first` to `last` of STEPS, each over a batch of 8 in `parts`, or over this process's half."""
-    callback = AutoSparseCallback()
-    args = SimpleNamespace(gradient_accumulation_steps=1)
-    state = SimpleNamespace(global_step=first, max_steps=STEPS, epoch=first / STEPS_PER_EPOCH)
-    callback.on_train_begin(args, state, None, model=model, train_dataloader=range(STEPS_PER_EPOCH))
+    training = SparseTraining(model, steps=STEPS, steps_per_epoch=STEPS_PER_EPOCH, accumulation=parts, start_step=first)
     for step in range(first, last):
-        callback.on_step_begin(args, state, None, model=model)
+        training.begin_step()
         inputs, labels = batch(step)
         if rank is not None:
             inputs, labels = inputs.chunk(2)[rank], labels.chunk(2)[rank]
         for x, y in zip(inputs.chunk(parts), labels.chunk(parts), strict=True):
             (nn.functional.cross_entropy((wrapped or model)(x), y) / parts).backward()
-        callback.on_pre_optimizer_step(args, state, None, model=model)
+        training.before_optimizer_step()
         optimizer.step()
-        state.global_step, state.epoch = step + 1, (step + 1) / STEPS_PER_EPOCH
-        callback.on_step_end(args, state, None, model=model, optimizer=optimizer)
+        training.end_step(optimizer)
         optimizer.zero_grad()
 
 

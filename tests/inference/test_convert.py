@@ -24,7 +24,8 @@ from hf_autosparse import (
     sparsity,
     to_inference,
 )
-from hf_autosparse.inference.layers import EVERY_NUMBER, InferenceConv2d, InferenceLayer, InferenceLinear
+from hf_autosparse.inference.layers import InferenceConv2d, InferenceLayer, InferenceLinear
+from hf_autosparse.kernels import autotune
 from tiny import tiny_translator
 
 pytestmark = pytest.mark.skipif(
@@ -293,7 +294,7 @@ def test_compiles_into_one_graph_and_still_skips_zeros(monkeypatch):
     ],
 )
 def test_ranges_between_measured_points_need_both(speedups, expected):
-    assert crossover.ranges(speedups) == expected
+    assert autotune.ranges(speedups) == expected
 
 
 def test_auto_follows_the_measurement_and_says_so(speedups, monkeypatch):
@@ -380,7 +381,7 @@ def test_overrides():
     assert type(model[0]) is nn.Linear and type(model[2]) is InferenceLinear
     assert [row.reason for row in inference_report(model).rows] == ["asked for", "overrides"]
     conv = to_inference(nn.Sequential(pruned(nn.Conv2d(4, 4, 1))), "sparse", {"*": "sparse"})
-    assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == EVERY_NUMBER
+    assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == autotune.EVERY_NUMBER
 
 
 def test_values_that_bfloat16_would_change_take_it_only_when_asked_for(speedups):

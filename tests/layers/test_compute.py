@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, folded, kernels, sparsify
+from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, SparseTraining, finalize, folded, kernels, sparsify
 from hf_autosparse.layers import crossover as training_crossover
 from hf_autosparse.layers import product as sparse_product
 from hf_autosparse.methods import Progress, available_methods, get_method
@@ -172,17 +172,28 @@ def test_what_is_not_needed_is_not_computed(calls):
     assert calls == []
 
 
+STEP = Progress(epoch=0.0, epochs=1.0, step=0, steps=100)
+
+
 def test_forms_are_made_once_for_the_micro_batches_of_a_step(calls):
     model = layer_of("sparse")
     layer = model[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+
+    def step():
+        layer.before_optimizer_step()
+        optimizer.step()
+        layer.end_step(STEP.after_step())
+        layer.begin_step(STEP)
+
     changes = [
-        optimizer.step,
-        lambda: (layer.weight.data.mul_(0.5), optimizer.step()),
+        step,
+        lambda: (step(), layer.weight.data.mul_(0.5)),
         lambda: layer.weight.detach().mul_(1.1),
         lambda: layer.sparsifier.threshold.detach().sub_(0.1),
         lambda: model.load_state_dict({name: value * 0.9 for name, value in model.state_dict().items()}),
     ]
+    layer.begin_step(STEP)
     for i, change in enumerate(changes):
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
@@ -194,18 +205,13 @@ def test_forms_are_made_once_for_the_micro_batches_of_a_step(calls):
         change()
 
 
-def test_an_optimizer_that_writes_through_data_is_noticed():
-    class Old(torch.optim.Optimizer):
-        def step(self):
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    parameter.data.add_(parameter.grad, alpha=-0.1)
-
+def test_outside_a_step_forms_are_made_for_every_forward(calls):
+    """So that an optimizer may write as it likes, through `.data` too."""
     model, x = layer_of("sparse"), torch.randn(9, 32)
-    optimizer = Old(model.parameters(), {})
-    model(x).sum().backward()
-    optimizer.step()
-    torch.testing.assert_close(model(x), F.linear(x, model[0].sparse_weight(), model[0].bias))
+    for i in range(3):
+        torch.testing.assert_close(model(x), F.linear(x, model[0].sparse_weight(), model[0].bias))
+        assert calls.count("made") == i + 1
+        model[0].weight.data.mul_(0.9)
 
 
 @pytest.mark.parametrize(
@@ -299,18 +305,20 @@ def test_without_the_kernels_products_are_dense(monkeypatch, calls):
 
 def test_forms_are_no_state():
     model, x = layer_of("sparse"), torch.randn(9, 32)
-    keys = set(model.state_dict())
+    keys, layer = set(model.state_dict()), model[0]
+    layer.begin_step(STEP)
     model(x)
-    layer = model[0]
-    assert "_sparse_forms" in layer.__dict__ and set(model.state_dict()) == keys
+    assert layer.open_step.forms.forms is not None and layer.open_step.effective is None
+    assert set(model.state_dict()) == keys
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert "_sparse_forms" not in other[0].__dict__
+        assert other[0].open_step is None
         torch.testing.assert_close(other(x), model(x))
     with folded(model):
-        assert "_sparse_forms" not in layer.__dict__
+        assert layer.open_step is None
+    layer.begin_step(STEP)
     model(x)
     finalize(model)
-    assert "_sparse_forms" not in layer.__dict__ and type(layer) is nn.Linear
+    assert not hasattr(layer, "open_step") and type(layer) is nn.Linear
 
 
 def test_convolutions_stay_dense(calls):
@@ -334,7 +342,6 @@ def measured(monkeypatch, tmp_path):
 
     monkeypatch.setattr(training_crossover, "_measure", measure)
     monkeypatch.setattr(training_crossover, "_picked", {})
-    monkeypatch.setattr(training_crossover, "_measurements", {})
     monkeypatch.setattr(kernels, "cache_directory", lambda: tmp_path)
     return asked, answer
 
@@ -343,23 +350,37 @@ def test_auto_takes_what_was_measured_faster(measured, calls, caplog):
     asked, answer = measured
     answer.update({64: 0.8, 256: 1.2, 1024: 1.9})
     model = layer_of("auto")
+    model(torch.randn(5000, 32))
+    assert calls == [] and asked == []  # nothing was measured, and a forward does not measure
     with caplog.at_level("INFO"):
-        for tokens, sparse in ((64, False), (255, False), (256, True), (400, True), (5000, True)):
-            calls.clear()
-            model(torch.randn(tokens, 32)).sum().backward()
-            assert bool(calls) is sparse
-    assert asked == [((24, 32), True, 0.8, True)]
-    (line,) = [record.message for record in caplog.records if "compute='auto'" in record.message]
+        SparseTraining(model, steps=10, steps_per_epoch=10)
+    zeros = [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    assert asked == [((24, 32), True, fraction, sampled) for sampled in (True, False) for fraction in zeros]
+    (line,) = [m for m in caplog.messages if "80 % zeros, its gradient sampled" in m]
     assert line == (
         "compute='auto', a 24 x 32 weight with 80 % zeros, its gradient sampled: sparse products for 256 tokens on"
         " (64 tokens 0.80x, 256 tokens 1.20x, 1,024 tokens 1.90x)"
     )
+    for tokens, sparse in ((64, False), (255, False), (256, True), (400, True), (5000, True)):
+        calls.clear()
+        model(torch.randn(tokens, 32)).sum().backward()
+        assert bool(calls) is sparse
     training_crossover._picked.clear()
-    training_crossover._measurements.clear()
-    model(torch.randn(64, 32))
-    assert len(asked) == 1  # the file knows
-    layer_of("auto", method="autosparse", alpha_init=0.5, threshold_init={"sparsity": 0.8})(torch.randn(64, 32))
-    assert asked[1:] == [((24, 32), True, 0.8, False)]  # a dense weight gradient is another case
+    training_crossover.measure_layers([model[0]])
+    assert len(asked) == 16  # the file knows
+    model(torch.randn(256, 32))
+    training_crossover.measure_layers([layer_of("dense", lambda: nn.Linear(5, 5))[0]])
+    assert len(asked) == 16  # only "auto" measures
+
+
+def test_auto_does_not_measure_fewer_zeros_than_gain_nothing(measured, calls):
+    asked, answer = measured
+    answer.update({64: 0.8, 256: 1.0})
+    model = layer_of("auto", lambda: Conv1D(24, 32))
+    training_crossover.measure_layers([model[0]])
+    assert asked == [((24, 32), True, 0.95, True), ((24, 32), True, 0.95, False)]
+    model(torch.randn(300, 32)).sum().backward()
+    assert calls == []
 
 
 def test_auto_measures(monkeypatch):

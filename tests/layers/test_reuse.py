@@ -7,19 +7,25 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_autosparse import AutoSparseConfig, kernels, sparse_layers, sparsify
+from hf_autosparse import AutoSparseConfig, SparseTraining, kernels, sparse_layers, sparsify
 from hf_autosparse.layers.sparse import SparseLayer
+from hf_autosparse.methods import Progress
 from tiny import assert_same_state, tiny_trainer
 
 
 class Watch(TrainerCallback):
-    """Whether a layer kept its effective weight, after each step."""
+    """Whether layers keep their effective weight: before the penalties of each step, and after it."""
 
     def __init__(self):
         self.kept: list[bool] = []
+        self.open_after: list[bool] = []
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.kept.append(any("_effective" in vars(layer) for layer in sparse_layers(model).values()))
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        steps = [layer.open_step for layer in sparse_layers(model).values()]
+        self.kept.append(all(step is not None and step.effective is not None for step in steps))
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.open_after.append(any(layer.open_step is not None for layer in sparse_layers(model).values()))
 
 
 def train(directory, monkeypatch, *, reuses: bool, **changes):
@@ -59,40 +65,66 @@ def test_nothing_is_kept_without_accumulation_or_after_training(tmp_path, monkey
     changes = {"gradient_accumulation_steps": accumulated, "callbacks": [watch]}
     model, _ = train(tmp_path, monkeypatch, reuses=True, **changes)
     assert watch.kept == [accumulated > 1] * 3
-    assert not any(layer.reuses or "_effective" in vars(layer) for layer in sparse_layers(model).values())
+    assert watch.open_after == [False] * 3  # it is dropped before the optimizer's step
+    assert not any(layer.open_step for layer in sparse_layers(model).values())
 
 
-def layer_with_reuse():
+def test_nothing_is_kept_after_a_run_that_ends_inside_a_step(tmp_path):
+    layer = layer_in_step()
+    layer(torch.randn(2, 8))
+    training = SparseTraining(layer, steps=4, steps_per_epoch=4, accumulation=2)
+    training.begin_step()
+    layer(torch.randn(2, 8))
+    assert layer.open_step.effective is not None
+    training.close()
+    assert layer.open_step is None
+    with pytest.raises(RuntimeError, match=r"before_optimizer_step\(\) without an open step: call begin_step\(\)"):
+        training.before_optimizer_step()
+
+
+def layer_in_step(micro_batches=2):
     layer = sparsify(torch.nn.Linear(8, 8), AutoSparseConfig(first_last="none")).train()
-    layer.reuses = True
+    layer.begin_step(Progress(epoch=0.0, epochs=1.0, step=0, steps=10), micro_batches)
     return layer
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layer: layer.weight.data.mul_(2),
-        lambda layer: layer.weight.data.copy_(torch.randn(8, 8)),
-        lambda layer: layer.sparsifier.threshold.data.add_(0.5),
+        lambda layer: layer.weight.detach().mul_(2),
+        lambda layer: layer.sparsifier.threshold.detach().add_(0.5),
+        lambda layer: setattr(layer.weight, "data", torch.randn(8, 8)),
+        lambda layer: layer.load_state_dict({name: value * 0.9 for name, value in layer.state_dict().items()}),
     ],
+    ids=["weight", "threshold", "another tensor", "load_state_dict"],
 )
-def test_a_change_by_an_optimizer_or_in_place_is_noticed(change):
-    layer = layer_with_reuse()
-    x = torch.randn(2, 8)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    layer(x).sum().backward()
-    change(layer)  # as foreach optimizers do, without a new version
-    optimizer.step()
+def test_an_edit_inside_a_step_is_noticed(change):
+    layer = layer_in_step()
+    layer(torch.randn(2, 8)).sum().backward()
+    before = layer.open_step.effective
+    assert layer.current_weight().data_ptr() != 0 and layer.open_step.effective is before
+    change(layer)
     assert torch.equal(layer.current_weight(), layer.sparsifier(layer.weight))
-    with torch.no_grad():
-        layer.weight += 1.0
+    assert layer.open_step.effective is not before
+
+
+def test_outside_a_step_nothing_is_kept():
+    """So that an optimizer may write as it likes, through `.data` too."""
+    layer, x = layer_in_step(), torch.randn(2, 8)
+    layer(x)
+    layer.before_optimizer_step()
+    layer.weight.data.mul_(2)
     assert torch.equal(layer.current_weight(), layer.sparsifier(layer.weight))
+    layer.end_step(Progress(epoch=0.1, epochs=1.0, step=1, steps=10))
+    layer.weight.data.mul_(2)
+    assert torch.equal(layer.current_weight(), layer.sparsifier(layer.weight))
+    assert layer.open_step is None
 
 
 def test_gradients_of_all_micro_batches_arrive():
-    layer, x = layer_with_reuse(), torch.randn(3, 2, 8)
+    layer, x = layer_in_step(), torch.randn(3, 2, 8)
     plain = copy.deepcopy(layer)
-    plain.reuses = False
+    assert plain.open_step is None
     for part in x:
         for each in (layer, plain):
             each(part).square().sum().backward()
@@ -101,10 +133,9 @@ def test_gradients_of_all_micro_batches_arrive():
 
 
 def test_it_is_no_state():
-    layer = layer_with_reuse()
+    layer = layer_in_step()
     layer(torch.randn(2, 8))
-    assert "_effective" in vars(layer)
-    assert "_effective" not in vars(copy.deepcopy(layer)) and "_effective" not in vars(
-        pickle.loads(pickle.dumps(layer))
-    )
-    assert not any("effective" in key for key in layer.state_dict())
+    assert layer.open_step.effective is not None
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.open_step is None
+    assert set(layer.state_dict()) == {"weight", "bias", "sparsifier.at_guard", "sparsifier.threshold"}

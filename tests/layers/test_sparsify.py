@@ -18,7 +18,7 @@ from hf_autosparse import (
     sparsity_report,
 )
 from hf_autosparse.layers.sparse import SparseConv2d, SparseLinear
-from hf_autosparse.layers.sparsify import deployable_state_dict
+from hf_autosparse.layers.sparsify import deployable_state_dict, plain_parameters, sparsifier_parameters
 
 EVERYTHING = AutoSparseConfig(first_last="none")
 
@@ -70,8 +70,8 @@ def test_layer_computes_the_dense_layer_with_thresholded_weight(layer, shape, gr
     x = torch.randn(shape)
     torch.testing.assert_close(sparse(x), dense(x))
     if granularity == "channel":
-        assert sparse.sparsifier.threshold.shape == (sparse.weight.shape[sparse.output_dim],)
-        rows = (sparse.sparse_weight() == 0).movedim(sparse.output_dim, 0).flatten(1).float().mean(1)
+        assert sparse.sparsifier.threshold.shape == (sparse.weight.shape[sparse.kind.output_dim],)
+        rows = (sparse.sparse_weight() == 0).movedim(sparse.kind.output_dim, 0).flatten(1).float().mean(1)
         assert (rows - 0.5).abs().max() <= 1 / sparse.weight[0].numel()  # each channel was given its own half
     sparse(x).sum().backward()
     assert sparse.weight.grad.shape == sparse.weight.shape
@@ -242,6 +242,52 @@ def test_folded_is_the_same_model_and_leaves_no_trace():
     assert not torch.equal(model(x), expected)
     model(x).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_folded_blocks_may_be_nested():
+    """As where `trainer.evaluate()` stands inside a user's own block."""
+    model = sparsify(mlp(6, 8, 4), EVERYTHING)
+    with folded(model):
+        weights = [layer.folded for layer in model]
+        with folded(model):
+            assert all(layer.folded is weight for layer, weight in zip(model, weights, strict=True))
+        assert all(layer.folded is weight for layer, weight in zip(model, weights, strict=True))
+    assert all(layer.folded is None for layer in model)
+    with folded(model[0]):
+        with folded(model):
+            assert all(layer.folded is not None for layer in model)
+        assert model[0].folded is not None and model[1].folded is None
+    assert model[0].folded is None
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(6, 8), nn.Conv2d(2, 3, 2), Conv1D(8, 6)], ids=["Linear", "Conv2d", "Conv1D"]
+)
+def test_a_model_that_is_itself_one_layer(layer):
+    model, dense = copy.deepcopy(layer), copy.deepcopy(layer)
+    assert sparsify(model, EVERYTHING) is model
+    assert list(sparse_layers(model)) == [""]
+    assert layer_sparsity(model) == {"": pytest.approx(0.5, abs=0.05)}
+    assert list(sparsifier_parameters(model)) == ["sparsifier.threshold"]
+    assert list(plain_parameters(model)) == ["weight", "bias"]
+    predicted = deployable_state_dict(model)
+    assert "1 sparse layer" in str(sparsity_report(model))
+    finalize(model)
+    assert type(model) is type(layer) and layer_sparsity(model) == {"": pytest.approx(0.5, abs=0.05)}
+    assert list(predicted) == list(model.state_dict()) == ["weight", "bias"]
+    assert all(torch.equal(predicted[name], value) for name, value in model.state_dict().items())
+    dense.load_state_dict(predicted)
+
+
+def test_both_names_of_a_module_that_is_used_twice_are_deployed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model.append(model[0])
+    sparsify(model, EVERYTHING)
+    predicted = deployable_state_dict(model)
+    finalize(model)
+    assert list(predicted) == list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert all(torch.equal(predicted[name], value) for name, value in model.state_dict().items())
+    assert predicted["0.weight"] is predicted["2.weight"]
 
 
 def test_copies_and_pickles():

@@ -23,7 +23,8 @@ from hf_autosparse.methods.base import _REGISTRY
 from hf_autosparse.methods.distributions import erk
 from hf_autosparse.methods.schedules import cosine_decay, cubic_sparsity
 from hf_autosparse.reports.flops import step_fraction
-from hf_autosparse.training.callbacks import AutoSparseCallback, reset_optimizer_state
+from hf_autosparse.training.callbacks import AutoSparseCallback
+from hf_autosparse.training.driver import reset_optimizer_state
 from paths import HELPERS, PYTHONPATH, ROOT
 from tiny import assert_same_state, tiny_trainer
 
@@ -604,7 +605,7 @@ def test_training_flops_at_uniform_80_percent(method, settings, published):
 
 def test_a_method_without_alpha_needs_no_length_of_the_training_set():
     model = drive.sparse_net(config("set"))
-    arguments = SimpleNamespace(gradient_accumulation_steps=1), SimpleNamespace(max_steps=12), None
+    arguments = SimpleNamespace(gradient_accumulation_steps=1), SimpleNamespace(max_steps=12, global_step=0), None
     AutoSparseCallback().on_train_begin(*arguments, model=model, train_dataloader=iter(()))
     gradual = drive.sparse_net(config("gmp", alpha_init=0.5, alpha_schedule="linear"))
     with pytest.raises(ValueError, match="needs a training set with a length"):

@@ -12,6 +12,7 @@ from hf_autosparse import (
     AutoSparseConfig,
     AutoSparseMixin,
     AutoSparseTrainer,
+    SparseTraining,
     finalize,
     sparse_layers,
     sparsify,
@@ -265,7 +266,7 @@ def test_guard_stops_on_a_non_finite_threshold_before_the_next_forward(tmp_path)
     name, layer = list(sparse_layers(trainer.model).items())[1]
     layer.sparsifier.threshold.data.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=f"non-finite threshold at step 30 in {re.escape(name)}"):
-        AutoSparseCallback().guard(trainer.model, 30)
+        SparseTraining(trainer.model, steps=40, steps_per_epoch=10, start_step=30).guard()
 
 
 def test_non_finite_loss_names_the_first_bad_output(tmp_path):
