@@ -17,7 +17,9 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ..serialization.files import INDEX, MANIFEST, NATIVE_STATE, TRAINER_STATE, WEIGHTS, checkpoint_step
+from ..utils.io import StrPath, flush_to_disk, read_json_object, read_versioned_json, write_text, write_versioned_json
 
+_MANIFEST_VERSION = 1
 _ASIDE = ".old-"
 _IS_WEIGHT = re.compile(r"(\.old-)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -26,13 +28,13 @@ class IncompleteCheckpointError(ValueError):
     """A checkpoint that is not whole; the message says what is missing."""
 
 
-def save_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
+def save_native_state(model: nn.Module, directory: StrPath) -> None:
     """Write the model's own state dict; tied tensors are stored once."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     save_model(model, str(Path(directory) / NATIVE_STATE))
 
 
-def load_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
+def load_native_state(model: nn.Module, directory: StrPath) -> None:
     """Load what `save_native_state` wrote into a model of the same architecture and sparse configuration, strictly.
 
     Raises:
@@ -53,27 +55,24 @@ def load_native_state(model: nn.Module, directory: str | os.PathLike) -> None:
         ) from error
 
 
-def invalidate(directory: str | os.PathLike) -> None:
+def invalidate(directory: StrPath) -> None:
     """Declare a directory not whole before it is written (again)."""
     for name in (MANIFEST, TRAINER_STATE):
         (Path(directory) / name).unlink(missing_ok=True)
 
 
-def write_manifest(directory: str | os.PathLike) -> None:
+def write_manifest(directory: StrPath) -> None:
     """List every file of the directory with its size, after forcing each to disk."""
     directory = Path(directory)
     sizes = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name not in (MANIFEST, TRAINER_STATE):
-            _flush(path)
+            flush_to_disk(path)
             sizes[path.relative_to(directory).as_posix()] = path.stat().st_size
-    draft = directory / (MANIFEST + ".tmp")
-    draft.write_text(json.dumps({"format_version": 1, "files": sizes}, indent=2) + "\n")
-    _flush(draft)
-    os.replace(draft, directory / MANIFEST)
+    write_versioned_json(directory / MANIFEST, _MANIFEST_VERSION, {"files": sizes}, flush=True)
 
 
-def check_whole(directory: str | os.PathLike) -> None:
+def check_whole(directory: StrPath) -> None:
     """Raise IncompleteCheckpointError unless training can resume from this directory exactly.
 
     Trainer writes `trainer_state.json` last, after the manifest, and only then deletes older checkpoints: so whenever
@@ -87,7 +86,11 @@ def check_whole(directory: str | os.PathLike) -> None:
             f"{directory} has no {MANIFEST}: its saving was interrupted, or it was written with save_only_model=True or"
             " by another trainer"
         )
-    for name, size in json.loads((directory / MANIFEST).read_text())["files"].items():
+    try:
+        sizes = read_versioned_json(directory / MANIFEST, _MANIFEST_VERSION)["files"]
+    except (ValueError, KeyError) as error:
+        raise IncompleteCheckpointError(f"{directory / MANIFEST} is damaged: {error}") from error
+    for name, size in sizes.items():
         path = directory / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -95,12 +98,12 @@ def check_whole(directory: str | os.PathLike) -> None:
                 f"{path} has {found} bytes, its manifest says {size}: not a whole checkpoint"
             )
     try:
-        json.loads((directory / TRAINER_STATE).read_text())
+        read_json_object(directory / TRAINER_STATE)
     except (OSError, ValueError) as error:
         raise IncompleteCheckpointError(f"{directory / TRAINER_STATE} is missing or cut off: {error}") from error
 
 
-def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None, list[str]]:
+def last_whole_checkpoint(run_directory: StrPath) -> tuple[Path | None, list[str]]:
     """The newest whole `checkpoint-*` of a run (None if there is none), and why each newer one was passed over."""
     found = [
         (step, path) for path in Path(run_directory).glob("checkpoint-*") if (step := checkpoint_step(path)) is not None
@@ -116,12 +119,12 @@ def last_whole_checkpoint(run_directory: str | os.PathLike) -> tuple[Path | None
     return None, passed_over
 
 
-def is_checkpoint(directory: str | os.PathLike) -> bool:
+def is_checkpoint(directory: StrPath) -> bool:
     """Whether a directory is one of a run's `checkpoint-*`, by its name."""
     return checkpoint_step(directory) is not None
 
 
-def staging_directory(directory: str | os.PathLike) -> Path:
+def staging_directory(directory: StrPath) -> Path:
     """A fresh directory inside `directory` to write a model into before `publish`."""
     staging = Path(directory) / ".saving"
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
@@ -129,7 +132,7 @@ def staging_directory(directory: str | os.PathLike) -> Path:
     return staging
 
 
-def publish(staging: Path, directory: str | os.PathLike) -> None:
+def publish(staging: Path, directory: StrPath) -> None:
     """Move a finished model from `staging` into `directory`. A kill at any moment leaves the old or the new weights.
 
     One step decides: `model.safetensors` is replaced (it takes precedence over shards), or removed once all shards are
@@ -141,7 +144,8 @@ def publish(staging: Path, directory: str | os.PathLike) -> None:
     if INDEX in weights:
         _set_shards_aside(directory, set(weights))
     for name in sorted(names, key=lambda n: (n in weights, n == INDEX)):
-        _flush(staging / name)
+        if (staging / name).is_file():
+            flush_to_disk(staging / name)
         target = directory / name
         if target.is_dir():
             shutil.rmtree(target)
@@ -172,14 +176,4 @@ def _set_shards_aside(directory: Path, taken: set[str]) -> None:
         except OSError:  # a file system without hard links
             shutil.copyfile(directory / name, aside)
     content["weight_map"] = {key: _ASIDE + name if name in taken else name for key, name in shards.items()}
-    draft = directory / (_ASIDE + INDEX)
-    draft.write_text(json.dumps(content))
-    _flush(draft)
-    os.replace(draft, index)
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir():
-        return
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+    write_text(index, json.dumps(content), flush=True)

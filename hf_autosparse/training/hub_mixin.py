@@ -63,7 +63,7 @@ class HubMixin:
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir) / CARD
         card = ModelCard.load(path)
-        model = self._deployed()
+        model = self.deployed_model()
         card.text = card.text.replace(_FROM_NOTHING, "This model was trained from scratch on")
         card.data.tags = [*(card.data.tags or []), *(getattr(model, "model_tags", None) or [])]
         name = self.hub_model_id or Path(self.args.output_dir).name
@@ -84,7 +84,8 @@ class HubMixin:
             model.add_model_tags(model_card.tags(self.sparse_config))
         return model
 
-    def _deployed(self) -> torch.nn.Module:
+    def deployed_model(self) -> torch.nn.Module:
+        """The model inside what DDP or torch.compile put around it."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _last_evaluation(self) -> Evaluation:
@@ -94,7 +95,7 @@ class HubMixin:
         return model_card.last_evaluation(self.state.log_history, self.state.global_step, best_step)
 
     def _measured(self, evaluation: Evaluation, dense_metrics: Mapping[str, float]) -> Measured:
-        model = self._deployed()
+        model = self.deployed_model()
         report = sparsity_report(model)
         return Measured(
             report,

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..layers.sparse import SparseLayer
 from ..layers.sparsify import sparse_layers
@@ -44,7 +45,6 @@ class TrajectoryRecorder(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.resumed_from: str | None = None  # the checkpoint that training is about to resume from
         self.awaits_costs = False  # whether `measuring_costs` shall be put around the next forward
         self._layers: dict[str, SparseLayer] = {}
         self._trajectory: Trajectory | None = None
@@ -73,36 +73,57 @@ class TrajectoryRecorder(TrainerCallback):
                 for name, layer in counted_layers(model).items()
             }
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None  # Trainer always passes it
         self._layers = sparse_layers(model)
         self._pending = []
         self._trajectory = Trajectory(state.max_steps, list(self._layers), steps_done=state.global_step)
-        if self.resumed_from is not None:
-            self._restore(state)
-        self.awaits_costs = not self._trajectory.layers
+        self.awaits_costs = True
 
-    def _restore(self, state) -> None:
-        try:
-            before = Trajectory.load(self.resumed_from)
-        except FileNotFoundError as error:
-            logger.warning("%s; this one begins at step %d and gives no training FLOPs", error, state.global_step)
+    def restore(self, directory: Path) -> None:
+        """Continue the trajectory that a checkpoint holds. Called after `on_train_begin`; without it a run begins anew.
+
+        A checkpoint without a trajectory is a warning.
+        """
+        trajectory = self._trajectory
+        if trajectory is None:  # taken out of the trainer's callbacks: nothing is recorded
             return
-        self._trajectory.layers = before.layers
-        self._trajectory.moments = [moment for moment in before.moments if moment.step < state.global_step]
+        begins_at = trajectory.steps_done or 0
+        try:
+            before = Trajectory.load(directory)
+        except FileNotFoundError as error:
+            logger.warning("%s; this one begins at step %d and gives no training FLOPs", error, begins_at)
+            return
+        trajectory.layers = before.layers
+        trajectory.moments = [moment for moment in before.moments if moment.step < begins_at]
+        self.awaits_costs = not trajectory.layers
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._due(state):
             self._read(state)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trajectory.steps_done = state.global_step
         if state.global_step == state.max_steps:
             self._read(state)
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._collect()
 
-    def _due(self, state) -> bool:
+    def _due(self, state: TrainerState) -> bool:
         """Whether the step to come begins a moment: a function of state and last moment alone, so resuming is exact."""
         readings = self._pending or self._trajectory.moments
         if not readings or state.global_step % -(-state.max_steps // MOMENTS) == 0:
@@ -116,7 +137,7 @@ class TrajectoryRecorder(TrainerCallback):
         return next(iter(self._layers.values())).sparsifier.alpha
 
     @torch.no_grad()
-    def _read(self, state) -> None:
+    def _read(self, state: TrainerState) -> None:
         kept, learning, thresholds = [], [], []
         for layer in self._layers.values():
             weight, sparsifier = layer.weight, layer.sparsifier

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Seq2SeqTrainer, Trainer
-from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_callback import TrainerCallback
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..config import AutoSparseConfig
 from ..layers.sparse import SparseLayer
-from ..layers.sparsify import (
-    deployable_state_dict,
-    folded,
-    layer_sparsity,
-    plain_parameters,
-    record_of,
-    sparse_layers,
-    sparsifier_parameters,
-    sparsify,
-)
+from ..layers.sparsify import folded, layer_sparsity, plain_parameters, record_of, sparse_layers, sparsifier_parameters, sparsify
 from ..reports.trajectory import Trajectory
-from ..serialization.files import loss_window
 from . import checkpoint
+from ._trainer_compat import prepared_inputs, run_directory, tracker_callbacks
 from .callbacks import AutoSparseCallback
-from .hub_mixin import HubMixin, without_token
-from .plot_callback import PlotCallback
+from .checkpoint_parts import (
+    CheckpointPart,
+    DeployableModel,
+    LossWindow,
+    NativeState,
+    PartsCallback,
+    Plots,
+    RunTrajectory,
+    Stage,
+    load_parts,
+    save_parts,
+)
+from .hub_mixin import HubMixin
+from .loss import LossMixin
+from .options import Seq2SeqTrainerOptions, TrainerOptions
 from .recorder import TrajectoryRecorder
 
 logger = logging.getLogger(__name__)
 
 
-class AutoSparseMixin(HubMixin):
+class AutoSparseMixin(LossMixin, HubMixin):
     """Put before a Trainer class: `class MyTrainer(AutoSparseMixin, SFTTrainer)`.
 
     Args:
@@ -48,20 +49,23 @@ class AutoSparseMixin(HubMixin):
         **kwargs: everything else the Trainer takes.
 
     What it changes: thresholds are an optimizer group of their own; the loss is the mean over all tokens of the global
-    batch for every model (8 x 1 accumulated = 1 x 8 = 2 processes); evaluation uses folded weights; every written
-    `model.safetensors` is the model that was evaluated; checkpoints are whole or not taken; a non-finite loss stops.
+    batch for every model (8 x 1 accumulated = 1 x 8 = 2 processes), unless the Trainer class computes a loss of its
+    own; evaluation uses folded weights; every written `model.safetensors` is the model that was evaluated; checkpoints
+    are whole or not taken; a non-finite loss stops.
     """
+
+    draws_plots = True  # set it to False, on a trainer or in a subclass, to save models without pictures
 
     def __init__(
         self,
         model: nn.Module | None = None,
-        args: Any = None,
+        args: TrainingArguments | None = None,
         sparse_config: AutoSparseConfig | None = None,
         **kwargs: Any,
     ):
-        self.sparse_config = sparse_config
         if isinstance(model, str):
             raise TypeError(f"model = {model!r}: load it first (from_pretrained), AutoSparse trainers take a module")
+        self._sparse_config = sparse_config
         if model is not None:
             model = self._sparsified(model)
         super().__init__(model, args, **kwargs)
@@ -69,29 +73,40 @@ class AutoSparseMixin(HubMixin):
             raise ValueError(
                 "AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported"
             )
-        # A compute_loss_func does its own normalisation; DataParallel counts in its own way.
-        self._normalises_loss = self.compute_loss_func is None and self.args.n_gpu <= 1
-        if self._normalises_loss:
-            self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the global batch
-            self._loss_shifts_labels = _shifts_labels(self.model)
-        self.add_callback(AutoSparseCallback())
-        self.add_callback(_LossAcrossResume(self))
+        self._prepare_loss()
+        self._first_batch: Any = None
         self._recorder = TrajectoryRecorder()
-        self._first_batch: dict[str, Any] | None = None
+        self._deployable = DeployableModel(self, super()._save)
+        self._parts: list[CheckpointPart] = [
+            NativeState(self),
+            self._deployable,
+            RunTrajectory(self._recorder),
+            Plots(self),
+            LossWindow(self),
+        ]
+        self._parts_callback = PartsCallback(self._parts)
+        self.add_callback(AutoSparseCallback())
         self.add_callback(self._recorder)
-        self.add_callback(PlotCallback(self))
+        self.add_callback(self._parts_callback)
+
+    @property
+    def sparse_config(self) -> AutoSparseConfig:
+        """The configuration that the model was sparsified with."""
+        if self._sparse_config is None:
+            raise ValueError("there is no sparse_config yet: the trainer has no model")
+        return self._sparse_config
 
     def _sparsified(self, model: nn.Module) -> nn.Module:
-        if not sparse_layers(model):
-            self.sparse_config = self.sparse_config or AutoSparseConfig()
-            return self._tagged(sparsify(model, self.sparse_config))
-        config = record_of(model).config
-        if self.sparse_config is not None and self.sparse_config != config:
+        record = record_of(model) if sparse_layers(model) else None
+        if record is None:
+            self._sparse_config = self._sparse_config or AutoSparseConfig()
+            return self._tagged(sparsify(model, self._sparse_config))
+        if self._sparse_config is not None and self._sparse_config != record.config:
             raise ValueError("sparse_config differs from the one the model was sparsified with: pass None or the same")
-        self.sparse_config = config
+        self._sparse_config = record.config
         return self._tagged(model)
 
-    def call_model_init(self, trial=None) -> nn.Module:
+    def call_model_init(self, trial: Any = None) -> nn.Module:
         return self._sparsified(super().call_model_init(trial))
 
     # ---- Optimizer ----
@@ -121,34 +136,19 @@ class AutoSparseMixin(HubMixin):
             )
         return optimizer
 
-    def _clip_grad_norm(self, model: nn.Module):
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.sparse_config.clip_thresholds:
             return super()._clip_grad_norm(model)
         weights = plain_parameters(model).values()
         return self.accelerator.clip_grad_norm_(list(weights), self.args.max_grad_norm)
 
-    # ---- Loss ----
+    # ---- A training step ----
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean over the tokens of the global batch: the mean over this micro-batch's, times its share of them.
-
-        Some models ignore num_items_in_batch, so it is never passed on to the model.
-        """
-        if not self._normalises_loss or num_items_in_batch is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
-        if self._loss_shifts_labels:
-            labels = labels[..., 1:]
-        share = labels.ne(-100).sum() / num_items_in_batch
-        if self.args.average_tokens_across_devices:
-            share = share * self.accelerator.num_processes  # DDP averages the gradients of the processes
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        loss = loss * share
-        return (loss, outputs) if return_outputs else loss
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         self._first_batch = inputs if self._recorder.awaits_costs else None
-        loss = super().training_step(model, dict(inputs), num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {self.state.global_step + 1}; first non-finite in:"
@@ -165,16 +165,17 @@ class AutoSparseMixin(HubMixin):
         return stack
 
     @torch.no_grad()
-    def _first_non_finite(self, inputs: dict[str, Any]) -> str:
-        """Name the layer where the trouble starts: a bad parameter, else the first bad output of a repeated forward."""
+    def _first_non_finite(self, inputs: Any) -> str:
+        """Name the layer where the trouble starts: a bad parameter, else the first bad output as the loss is computed
+        once more."""
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():
                 return f"parameter {name}"
         bad: list[str] = []
 
-        def watch(name):
-            def hook(module, args, output):
-                if isinstance(output, torch.Tensor) and not output.isfinite().all():
+        def watch(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and not output.isfinite().all():
                     bad.append(name)
 
             return hook
@@ -185,7 +186,7 @@ class AutoSparseMixin(HubMixin):
             if isinstance(module, SparseLayer) or not list(module.children())
         ]
         try:
-            self.model(**self._prepare_inputs(inputs))
+            self.compute_loss(self.model, prepared_inputs(self, inputs))
         finally:
             for handle in handles:
                 handle.remove()
@@ -204,7 +205,7 @@ class AutoSparseMixin(HubMixin):
         fractions = layer_sparsity(self.model)
         total = sum(layer.weight.numel() for layer in layers.values())
         metrics = {"sparsity": sum(fractions[name] * layer.weight.numel() for name, layer in layers.items()) / total}
-        values: dict[str, list[torch.Tensor]] = {}
+        values: dict[str, list[Tensor]] = {}
         for layer in layers.values():
             for key, value in layer.sparsifier.metrics().items():
                 values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64))
@@ -214,30 +215,33 @@ class AutoSparseMixin(HubMixin):
             metrics[key] = (stacked.sum() if key == "layers_at_guard" else stacked.mean()).item()
         return metrics
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
-        self._log_layers()
+        self._report_layers()
         return metrics
 
-    def _log_layers(self) -> None:
-        """Send each layer's sparsity and metrics to the trackers (TensorBoard, W&B, ...), not to the console."""
-        logs: dict[str, float] = {}
+    def _report_layers(self) -> None:
+        """Send each layer's sparsity and metrics to the trackers (TensorBoard, W&B, ...), and to nobody else: the
+        console and the callbacks of users see the events and logs that Trainer gives them."""
+        trackers = tracker_callbacks(self)
+        if not trackers:
+            return
+        logs: dict[str, float] = {} if self.state.epoch is None else {"epoch": self.state.epoch}
         fractions = layer_sparsity(self.model)
         for name, layer in sparse_layers(self.model).items():
             logs[f"layers/{name}/sparsity"] = fractions[name]
             for key, value in layer.sparsifier.metrics().items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, Tensor):
                     logs[f"layers/{name}/{key}"] = value.item()
-        for callback in self.callback_handler.callbacks:
-            if not isinstance(callback, (PrinterCallback, ProgressCallback)):
-                callback.on_log(
-                    self.args,
-                    self.state,
-                    self.control,
-                    logs=logs,
-                    model=self.model,
-                    processing_class=self.processing_class,
-                )
+        for tracker in trackers:
+            tracker.on_log(
+                self.args,
+                self.state,
+                self.control,
+                logs=dict(logs),
+                model=self.model,
+                processing_class=self.processing_class,
+            )
 
     @property
     def trajectory(self) -> Trajectory | None:
@@ -246,108 +250,89 @@ class AutoSparseMixin(HubMixin):
 
     # ---- Evaluation ----
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         with folded(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     # ---- Checkpoints ----
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
-        directory = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        directory = Path(output_dir or self.args.output_dir or ".")
         staging = checkpoint.staging_directory(directory)
-        super()._save(str(staging), state_dict=deployable_state_dict(model, state_dict))
-        torch.save(without_token(self.args), staging / TRAINING_ARGS_NAME)
-        self.sparse_config.save_pretrained(staging)
-        if self.trajectory is not None:
-            self.trajectory.save(staging)
+        self._deployable.gathered = state_dict
+        save_parts(self._parts, Stage.MODEL_SAVED, staging)
         checkpoint.publish(staging, directory)
         if not checkpoint.is_checkpoint(directory):
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, PlotCallback):
-                    callback.draw(directory)
+            save_parts(self._parts, Stage.MODEL_PUBLISHED, directory)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:
-            directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            directory = Path(run_directory(self, trial)) / f"checkpoint-{self.state.global_step}"
+            directory.mkdir(parents=True, exist_ok=True)
             checkpoint.invalidate(directory)
-            checkpoint.save_native_state(self.model, directory)
+            save_parts(self._parts, Stage.CHECKPOINT_BEGINS, directory)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The last thing Trainer writes before `trainer_state.json`: the moment to add ours and seal the checkpoint."""
         super()._save_rng_state(output_dir)
-        _LossAcrossResume.save(self, output_dir)
+        save_parts(self._parts, Stage.CHECKPOINT_ENDS, output_dir)
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.args.should_save:
             checkpoint.write_manifest(output_dir)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if resume_from_checkpoint is True:
-            path, passed_over = checkpoint.last_whole_checkpoint(self.args.output_dir)
-            for reason in passed_over:
-                logger.warning("not resuming from a checkpoint that is not whole: %s", reason)
-            if path is None:
-                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint")
-            resume_from_checkpoint = str(path)
-        elif resume_from_checkpoint:
-            checkpoint.check_whole(resume_from_checkpoint)
-        self._resumed_from = self._recorder.resumed_from = resume_from_checkpoint or None
-        return super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        path = self._checkpoint_to_resume(resume_from_checkpoint)
+        self._parts_callback.resumes_from = path
+        return super().train(path, *args, **kwargs)
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """A whole checkpoint: the one that was named, or for True the newest one of the run."""
+        if not wanted:
+            return None
+        if wanted is not True:
+            checkpoint.check_whole(wanted)
+            return wanted
+        path, passed_over = checkpoint.last_whole_checkpoint(self.args.output_dir or ".")
+        for reason in passed_over:
+            logger.warning("not resuming from a checkpoint that is not whole: %s", reason)
+        if path is None:
+            raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint")
+        return str(path)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Not Trainer's own loading: model.safetensors holds thresholded weights, partly under other names.
-        checkpoint.load_native_state(self.model if model is None else model, resume_from_checkpoint)
+        load_parts(self._parts, [Stage.CHECKPOINT_BEGINS], resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        logger.info("loading the best model from %s", self.state.best_model_checkpoint)
-        checkpoint.load_native_state(self.model, self.state.best_model_checkpoint)
-
-
-def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss skips the first label. Trainer's own answer is wrong where the class name tells nothing
-    of the loss (GPT2LMHeadModel), and it would then count one token too many per sequence."""
-    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
-        return False
-    return model.loss_function is ForCausalLMLoss
-
-
-class _LossAcrossResume(TrainerCallback):
-    """Carries the loss summed since the last log over a resume, so that the next log equals the uninterrupted one."""
-
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
-
-    @staticmethod
-    def _path(trainer: Trainer, directory: str) -> Path:
-        return Path(directory) / loss_window(trainer.args.process_index)
-
-    @classmethod
-    def save(cls, trainer: Trainer, directory: str) -> None:
-        loss = {"loss": trainer._tr_loss.item(), "since_step": trainer._globalstep_last_logged}
-        cls._path(trainer, directory).write_text(json.dumps(loss))
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self._trainer
-        if state.global_step == 0 or trainer._resumed_from is None:
-            return
-        path = self._path(trainer, trainer._resumed_from)
-        if not path.is_file():  # there were fewer processes then; an exact continuation is not possible anyway
-            logger.warning(
-                "%s is missing: the next logged loss is the mean since the resume, not since the last log", path
-            )
-            return
-        loss = json.loads(path.read_text())
-        trainer._tr_loss += loss["loss"]
-        trainer._globalstep_last_logged = loss["since_step"]
-        trainer._total_loss_scalar -= loss["loss"]  # train_loss is the mean over this call's steps only
+        best = self.state.best_model_checkpoint
+        logger.info("loading the best model from %s", best)
+        load_parts(self._parts, [Stage.CHECKPOINT_BEGINS], best)
 
 
 class AutoSparseTrainer(AutoSparseMixin, Trainer):
     """`AutoSparseTrainer(model, args, sparse_config)`; everything else of Trainer by keyword."""
 
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        sparse_config: AutoSparseConfig | None = None,
+        **kwargs: Unpack[TrainerOptions],
+    ):
+        super().__init__(model, args, sparse_config, **kwargs)
+
 
 class AutoSparseSeq2SeqTrainer(AutoSparseMixin, Seq2SeqTrainer):
     """`AutoSparseSeq2SeqTrainer(model, args, sparse_config)`; everything else of Seq2SeqTrainer by keyword."""
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: Seq2SeqTrainingArguments | None = None,
+        sparse_config: AutoSparseConfig | None = None,
+        **kwargs: Unpack[Seq2SeqTrainerOptions],
+    ):
+        super().__init__(model, args, sparse_config, **kwargs)

@@ -27,7 +27,7 @@ from hf_autosparse.plots.style import count, new_figure, percent, save
 from hf_autosparse.reports.layer_groups import group_blocks, short_names
 from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
-from hf_autosparse.training.plot_callback import PlotCallback
+from hf_autosparse.training.checkpoint_parts import PartsCallback, Stage
 from tiny import StopAt, tiny_trainer
 
 
@@ -468,7 +468,7 @@ def test_pictures_come_with_the_saved_model(tmp_path):
     assert not list(tmp_path.rglob("plots"))  # the model is not on disk yet
     trainer.save_model(str(tmp_path / "final"))
     assert pictures(tmp_path / "final") == ["layers.png", "training.png"]
-    trainer.remove_callback(PlotCallback)
+    trainer.draws_plots = False
     trainer.save_model()
     assert (tmp_path / "model.safetensors").is_file() and pictures(tmp_path) == []
 
@@ -495,7 +495,7 @@ def test_what_keeps_the_pictures_from_being_drawn_loses_no_model(tmp_path, caplo
     assert "the model is saved, but its plots are not" in caplog.text
     assert (tmp_path / "model.safetensors").is_file()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with caplog.at_level(logging.INFO, logger="hf_autosparse.training.plot_callback"):
+    with caplog.at_level(logging.INFO, logger="hf_autosparse.training.checkpoint_parts"):
         trainer.save_model(str(tmp_path / "other"))
     assert 'no plots: they need matplotlib, pip install "hf-autosparse[plots]"' in caplog.text
     assert (tmp_path / "other" / "model.safetensors").is_file() and not (tmp_path / "other" / "plots").exists()
@@ -503,7 +503,7 @@ def test_what_keeps_the_pictures_from_being_drawn_loses_no_model(tmp_path, caplo
 
 @pytest.mark.parametrize(("should_save", "is_search"), [(False, False), (True, True)])
 def test_other_processes_and_trials_draw_nothing(tmp_path, should_save, is_search):
-    callback = PlotCallback(trainer=None)  # drawing would fail
+    callback = PartsCallback([SimpleNamespace(stage=Stage.MODEL_PUBLISHED)])  # drawing would fail
     args = SimpleNamespace(should_save=should_save, load_best_model_at_end=False, output_dir=str(tmp_path))
     state = SimpleNamespace(global_step=3, best_model_checkpoint=None, is_hyper_param_search=is_search)
     callback.on_save(args, state, None)

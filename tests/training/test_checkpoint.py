@@ -42,6 +42,7 @@ def truncate(path: Path):
     ("damage", "message"),
     [
         (lambda c: (c / MANIFEST).unlink(), f"has no {MANIFEST}"),
+        (lambda c: (c / MANIFEST).write_text("{"), f"{MANIFEST} is damaged: .*not valid JSON"),
         (lambda c: (c / "trainer_state.json").unlink(), "trainer_state.json is missing or cut off"),
         (lambda c: truncate(c / "trainer_state.json"), "trainer_state.json is missing or cut off"),
         (lambda c: truncate(c / "optimizer.pt"), "optimizer.pt has"),

@@ -5,7 +5,15 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
 
 from hf_autosparse import (
     AutoSparseCallback,
@@ -139,20 +147,57 @@ def test_every_log_carries_the_sparse_figures(tmp_path):
     assert entries[-1]["alpha"] == pytest.approx(0.5 / 3)
 
 
-def test_per_layer_figures_reach_the_trackers_at_evaluation(tmp_path, capsys):
-    class Tracker(TrainerCallback):
-        logs = []
+class Events(TrainerCallback):
+    """Notes what Trainer calls, and reads `logs["epoch"]` as users' callbacks do."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        assert logs["epoch"] == state.epoch
+        self.seen.append(("log", tuple(key for key in logs if key not in NEW_KEYS)))
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.seen.append(("evaluate", tuple(metrics)))
+
+    def on_save(self, args, state, control, **kwargs):
+        self.seen.append(("save",))
+
+
+NEW_KEYS = {"sparsity", "alpha", "mean_threshold", "layers_at_guard"}
+
+
+def test_callbacks_see_the_events_of_stock_trainer(tmp_path):
+    settings = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    stock, ours = Events(), Events()
+    Seq2SeqTrainer(
+        tiny_translator(),
+        tiny_arguments(tmp_path / "stock", **settings),
+        train_dataset=tiny_pairs(40),
+        eval_dataset=tiny_pairs(8, seed=1),
+        callbacks=[stock],
+    ).train()
+    tiny_trainer(tmp_path / "ours", callbacks=[ours], **settings).train()
+    assert ours.seen == stock.seen and len(stock.seen) > 6
+
+
+def test_per_layer_figures_reach_the_trackers_alone(tmp_path, capsys):
+    class Tracker(TensorBoardCallback):
+        def __init__(self):
+            self.logs = []
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.logs.append(dict(logs))
 
-    trainer = tiny_trainer(tmp_path, callbacks=[Tracker()])
+    tracker = Tracker()
+    trainer = tiny_trainer(tmp_path, callbacks=[tracker, Events()])
     capsys.readouterr()
     trainer.evaluate()
     name = next(iter(sparse_layers(trainer.model)))
-    assert Tracker.logs[-1][f"layers/{name}/sparsity"] == pytest.approx(0.3, abs=0.01)
-    assert f"layers/{name}/mean_threshold" in Tracker.logs[-1]
+    assert tracker.logs[-1][f"layers/{name}/sparsity"] == pytest.approx(0.3, abs=0.01)
+    assert f"layers/{name}/mean_threshold" in tracker.logs[-1] and tracker.logs[-1]["epoch"] == trainer.state.epoch
     assert "layers/" not in capsys.readouterr().out
+    assert not any("layers/" in key for entry in trainer.state.log_history for key in entry)
 
 
 def test_tensorboard_shows_the_sparse_figures(tmp_path, monkeypatch):
