@@ -79,7 +79,7 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def prepared_inputs(trainer: Trainer, inputs: Any) -> Any:
-    """A copy of the batch on the trainer's device, as `training_step` makes it. In 5.17 and all since; no public way."""
+    """A copy of the batch on the trainer's device, as `training_step` makes it. In 5.17 and all since."""
     return trainer._prepare_inputs(inputs)
 
 
@@ -107,4 +107,3 @@ def tracker_callbacks(trainer: Trainer) -> list[TrainerCallback]:
 def push_in_progress(jobs: list[Future[Any]]) -> Any:
     """What Trainer asks whether a push is done, and waits for. In 5.17 and all since; it is not documented."""
     return PushInProgress(jobs)
-

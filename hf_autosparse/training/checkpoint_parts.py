@@ -41,7 +41,9 @@ class Stage(Enum):
     CHECKPOINT_BEGINS = auto()  # in the process that saves: nothing of the checkpoint is written yet
     MODEL_SAVED = auto()  # in the process that saves: every saved model; all its files are published in one step
     MODEL_PUBLISHED = auto()  # in the process that saves: a finished model, no checkpoint, is on disk
-    CHECKPOINT_ENDS = auto()  # in every process: all of the checkpoint is written but its manifest and trainer_state.json
+    CHECKPOINT_ENDS = (
+        auto()
+    )  # in every process: only the manifest and trainer_state.json are missing
 
 
 class CheckpointPart(ABC):
@@ -154,7 +156,7 @@ class Plots(CheckpointPart):
 
 
 class LossWindow(CheckpointPart):
-    """`autosparse_loss_<process>.json`: the loss since the last log, so that the next log equals the uninterrupted one."""
+    """`autosparse_loss_<process>.json`: the loss since the last log, for the mean in the next log."""
 
     stage = Stage.CHECKPOINT_ENDS
 
@@ -182,7 +184,7 @@ class LossWindow(CheckpointPart):
 class PartsCallback(TrainerCallback):
     """Reads the parts when training resumes, and completes the model in `output_dir` when it ends.
 
-    The native state is not among them: Trainer has it loaded earlier, before it wraps the model and makes the optimizer.
+    The native state is not among them: Trainer loads it earlier, before it wraps the model.
     """
 
     def __init__(self, parts: list[CheckpointPart]) -> None:

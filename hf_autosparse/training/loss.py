@@ -1,8 +1,8 @@
 """The loss of a training step: the mean over the label tokens of the global batch, for every model.
 
-A model's own loss is the mean over the labels of one micro-batch, whatever it does with `num_items_in_batch`, as long as
-it is not given one. Times the micro-batch's share of the labels of all batches that make up an optimizer step, in all
-processes, the sum over them is the mean over all: 8 accumulated batches of 1 = 1 batch of 8 = 2 processes with 4 each.
+A model that is not given `num_items_in_batch` returns the mean over the labels of one micro-batch. It is multiplied by
+the micro-batch's share of the labels of all batches that make up an optimizer step, in all processes; the sum of these
+is the mean over all labels: 8 accumulated batches of 1 = 1 batch of 8 = 2 processes with 4 each.
 """
 
 from __future__ import annotations

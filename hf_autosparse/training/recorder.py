@@ -111,16 +111,12 @@ class TrajectoryRecorder(TrainerCallback):
         if self._due(state):
             self._read(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._trajectory.steps_done = state.global_step
         if state.global_step == state.max_steps:
             self._read(state)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._collect()
 
     def _due(self, state: TrainerState) -> bool:
