@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +10,17 @@ from typing import Any
 from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 
-from ..config import CONFIG_NAME, AutoSparseConfig
 from ..layers.sparsify import record_of
-from ..reports.checkpoint import checkpoint_report
-from ..reports.sparsity import sparsity_report
-from ..reports.trajectory import Trajectory
-from ..serialization.files import CARD, TRAJECTORY
+from ..serialization.files import CARD
 from ..serialization.pack import save_plain, weight_files
-from . import card as model_card
+from ..utils.io import StrPath
 from . import upload
-from .card import Evaluation, Loading, Measured
+from .card import extend, new_card
+from .measured import Evaluation, measure
 
 
 def push_to_hub(
-    source: nn.Module | str | os.PathLike,
+    source: nn.Module | StrPath,
     repo_id: str,
     *,
     packed: bool = False,
@@ -68,45 +64,29 @@ def push_to_hub(
             directory = _save(source, Path(scratch) / "plain", processing_class)
         else:
             directory = _saved_model(source, packed)
-        measured = _measured(source, directory, metrics or {}, dense_metrics or {})
-        files: dict[str, Path | bytes] = dict(upload.public_files(directory))
-        sizes = None
-        if packed and not upload.is_packed(directory):
-            files, sizes = upload.packed_files(directory, files, Path(scratch) / "packed")
+        measured = measure(source, evaluation=Evaluation(dict(metrics or {})), dense_metrics=dense_metrics)
+        payload = upload.payload(directory, upload.public_files(directory), Path(scratch) / "packed", packed=packed)
         with upload.explained_refusal(repo_id):
             api = upload.hub_api()
             repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-            loading = Loading(repo_id, upload.model_class_of(directory), packed, sizes)
-            if CARD in files:
-                card = model_card.extend(ModelCard.load(files[CARD]), measured, loading, replace=False)
+            loading = payload.loading(repo_id)
+            if CARD in payload.files:
+                card = extend(ModelCard.load(directory / CARD), measured, loading, replace=False)
             else:
-                card = model_card.new_card(measured, loading)
-            files[CARD] = str(card).encode()
-            settings = {"token": token, "revision": revision, "create_pr": create_pr}
-            return upload.commit(api, repo_id, files, commit_message, **settings)
+                card = new_card(measured, loading)
+            return upload.commit(
+                api,
+                repo_id,
+                payload.with_card(card, repo_id),
+                commit_message,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
-def _measured(
-    source: nn.Module | str | os.PathLike, directory: Path, metrics: Mapping[str, float], dense: Mapping[str, float]
-) -> Measured:
-    if isinstance(source, nn.Module):
-        report, parameters = sparsity_report(source), model_card.parameter_count(source)
-    else:
-        report = checkpoint_report(directory)
-        parameters = report.values
-    trajectory = Trajectory.load(directory) if (directory / TRAJECTORY).is_file() else None
-    return Measured(
-        report,
-        parameters,
-        AutoSparseConfig.from_pretrained(directory) if (directory / CONFIG_NAME).is_file() else None,
-        Evaluation(dict(metrics)),
-        dense,
-        model_card.theoretical_flops(trajectory, report),
-        upload.figures(directory),
-    )
-
-
-def _saved_model(directory: str | os.PathLike, packed: bool) -> Path:
+def _saved_model(directory: StrPath, packed: bool) -> Path:
+    """The directory, if it holds a model that may go up in this form."""
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"no directory {directory}: push_to_hub takes a model or the directory of a saved one")
@@ -120,6 +100,7 @@ def _saved_model(directory: str | os.PathLike, packed: bool) -> Path:
 
 
 def _save(model: nn.Module, directory: Path, processing_class: Any) -> Path:
+    """Write what is uploaded of a model into a new directory."""
     directory.mkdir()
     save_plain(model, directory)
     record = record_of(model)

@@ -6,24 +6,26 @@ between, would mix the files of two models. Here the weights of the old and of t
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from ..serialization.files import MODEL_CONFIG, PLOTS, is_private, is_weight_file
+from ..serialization.files import CARD, MODEL_CONFIG, is_private, is_weight_file
 from ..serialization.pack import QUANT_METHOD, pack
-from .card import package_version
+from ..utils.io import StrPath, read_json_object
+from ..utils.version import __version__
+from .card import describe_loading
+from .card_text import Loading
 
 
 def hub_api() -> HfApi:
     """The Hub at `HF_ENDPOINT`, told which library speaks. Its `run_as_future` runs one job after the other."""
-    return HfApi(library_name="hf_autosparse", library_version=package_version())
+    return HfApi(library_name="hf_autosparse", library_version=__version__)
 
 
 def commit(
@@ -47,7 +49,9 @@ def commit(
     prefix = f"{folder}/" if folder else ""
     present = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
     old = [path for path in present if path.startswith(prefix) and path.removeprefix(prefix) not in files]
-    operations = [CommitOperationDelete(path) for path in old if folder or is_weight_file(path)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(path) for path in old if folder or is_weight_file(path)
+    ]
     operations += [
         CommitOperationAdd(prefix + name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
@@ -75,7 +79,7 @@ def explained_refusal(repo_id: str) -> Iterator[None]:
 # ---- What goes up ----
 
 
-def public_files(directory: str | os.PathLike) -> dict[str, Path]:
+def public_files(directory: StrPath) -> dict[str, Path]:
     """Path relative to the directory -> file, for everything that belongs on the Hub beside a model.
 
     Left out are checkpoints, hidden and underscored names (staging folders), training state, drafts and pickles.
@@ -89,7 +93,7 @@ def public_files(directory: str | os.PathLike) -> dict[str, Path]:
     return files
 
 
-def checkpoint_files(directory: str | os.PathLike) -> dict[str, Path]:
+def checkpoint_files(directory: StrPath) -> dict[str, Path]:
     """Everything in a checkpoint, for resuming elsewhere; only staging folders and drafts are left out."""
     directory = Path(directory)
     found = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
@@ -101,47 +105,57 @@ def checkpoint_files(directory: str | os.PathLike) -> dict[str, Path]:
 
 
 def without_weights(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The files that hold no weights of the model."""
     return {name: path for name, path in files.items() if not is_weight_file(name)}
 
 
-def packed_files(
-    directory: str | os.PathLike, files: Mapping[str, Path], output: Path
-) -> tuple[dict[str, Path], tuple[int, int]]:
-    """`files` with packed weights, written to `output`, instead of the plain ones of `directory`.
+@dataclass(frozen=True)
+class Payload:
+    """What one commit brings: path in the repository -> file or content, and what a card says of loading it."""
 
-    Also gives the bytes of the weight files before and after.
+    files: dict[str, Path | bytes]
+    model_class: str | None
+    packed: bool
+    sizes: tuple[int, int] | None
+
+    def loading(self, repo_id: str) -> Loading:
+        """How the model is loaded once it is there."""
+        return Loading(repo_id, self.model_class, self.packed, self.sizes)
+
+    def with_card(self, card: ModelCard, repo_id: str) -> dict[str, Path | bytes]:
+        """The files with this card, which says how the model is loaded."""
+        return self.files | {CARD: str(describe_loading(card, self.loading(repo_id))).encode()}
+
+
+def payload(directory: StrPath, files: Mapping[str, Path], scratch: Path, *, packed: bool) -> Payload:
+    """What goes up of a saved model: its files as they are, or with packed weights, which are written to `scratch`.
 
     Raises:
-        ValueError: no weight has enough zeros to become smaller.
+        ValueError: no weight has enough zeros to become smaller; config.json is not a JSON object.
     """
-    summary = pack(directory, output)
-    written = {path.name: path for path in output.iterdir() if is_weight_file(path.name) or path.name == MODEL_CONFIG}
-    return without_weights(files) | written, (summary.source_bytes, summary.output_bytes)
+    model_class = model_class_of(directory)
+    if not packed or is_packed(directory):
+        return Payload(dict(files), model_class, packed, None)
+    summary = pack(directory, scratch)
+    written = {path.name: path for path in scratch.iterdir() if is_weight_file(path.name) or path.name == MODEL_CONFIG}
+    sizes = summary.source_bytes, summary.output_bytes
+    return Payload({**without_weights(files), **written}, model_class, packed, sizes)
 
 
 # ---- What a saved model is ----
 
 
-def figures(directory: str | os.PathLike) -> tuple[str, ...]:
-    """The pictures in `plots/`, relative to the directory."""
-    return tuple(f"{PLOTS}/{path.name}" for path in sorted(Path(directory).glob(f"{PLOTS}/*.png")))
-
-
-def model_class_of(directory: str | os.PathLike) -> str | None:
+def model_class_of(directory: StrPath) -> str | None:
     """The transformers class that a saved model names in its config.json, or None."""
-    return (_config_of(directory).get("architectures") or [None])[0]
+    classes = _config_of(directory).get("architectures")
+    return str(classes[0]) if classes else None
 
 
-def is_packed(directory: str | os.PathLike) -> bool:
+def is_packed(directory: StrPath) -> bool:
     mark = _config_of(directory).get("quantization_config")
     return isinstance(mark, dict) and mark.get("quant_method") == QUANT_METHOD
 
 
-def _config_of(directory: str | os.PathLike) -> dict[str, Any]:
+def _config_of(directory: StrPath) -> dict[str, Any]:
     path = Path(directory) / MODEL_CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON object: {error}") from error
+    return read_json_object(path) if path.is_file() else {}

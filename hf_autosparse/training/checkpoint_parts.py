@@ -41,9 +41,7 @@ class Stage(Enum):
     CHECKPOINT_BEGINS = auto()  # in the process that saves: nothing of the checkpoint is written yet
     MODEL_SAVED = auto()  # in the process that saves: every saved model; all its files are published in one step
     MODEL_PUBLISHED = auto()  # in the process that saves: a finished model, no checkpoint, is on disk
-    CHECKPOINT_ENDS = (
-        auto()
-    )  # in every process: only the manifest and trainer_state.json are missing
+    CHECKPOINT_ENDS = auto()  # in every process: only the manifest and trainer_state.json are missing
 
 
 class CheckpointPart(ABC):

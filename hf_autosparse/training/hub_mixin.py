@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils.hub import PushInProgress
 
-from ..hub import card as model_card
+from ..config import AutoSparseConfig
 from ..hub import upload
-from ..hub.card import Evaluation, Loading, Measured
-from ..reports.sparsity import sparsity_report
+from ..hub.card import extend, tags
+from ..hub.card_text import TRAINED_FROM_SCRATCH, TRAINERS_FINE_TUNED_FROM_NOTHING, Loading
+from ..hub.measured import Evaluation, figures_in, last_evaluation, measure
 from ..serialization.files import CARD
+from ..utils.io import replacing
+from ._trainer_compat import TrainerBase, push_in_progress, save_model_without_pushing
+from .background_push import remove_snapshots, report_failure, sending_job, take_snapshot
 
-logger = logging.getLogger(__name__)
-
-_SNAPSHOT = ".pushing-"
-# What Trainer writes of a model that was not loaded from anywhere.
-_FROM_NOTHING = "This model is a fine-tuned version of [](https://huggingface.co/) on"
+if TYPE_CHECKING:
+    from ..reports.trajectory import Trajectory
 
 
-class HubMixin:
+class HubMixin(TrainerBase):
     """Trainer's methods for the Hub, for models whose weights must arrive whole. A part of `AutoSparseMixin`."""
 
-    _hub = None  # set once there is a repository
+    _hub: HfApi | None = None  # set once there is a repository
+    push_in_progress: Any = None  # Trainer's name: what it waits for at the end of training
+
+    if TYPE_CHECKING:
+
+        @property
+        def sparse_config(self) -> AutoSparseConfig: ...
+
+        @property
+        def trajectory(self) -> Trajectory | None: ...
 
     # ---- The card ----
 
@@ -57,55 +66,49 @@ class HubMixin:
         """
         if not self.is_world_process_zero():
             return
-        evaluation = self._last_evaluation()
-        evaluation = Evaluation(evaluation.metrics | dict(metrics or {}), evaluation.moment)
-        measured = self._measured(evaluation, dense_metrics or {})
+        model, run = self.deployed_model(), self._run()
+        evaluation = self._last_evaluation(metrics or {})
+        measured = measure(
+            model,
+            trajectory=self.trajectory,
+            figures=figures_in(run),
+            evaluation=evaluation,
+            dense_metrics=dense_metrics,
+        )
         super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / CARD
-        card = ModelCard.load(path)
-        model = self.deployed_model()
-        card.text = card.text.replace(_FROM_NOTHING, "This model was trained from scratch on")
-        card.data.tags = [*(card.data.tags or []), *(getattr(model, "model_tags", None) or [])]
-        name = self.hub_model_id or Path(self.args.output_dir).name
+        card = ModelCard.load(run / CARD)
+        card.text = card.text.replace(TRAINERS_FINE_TUNED_FROM_NOTHING, TRAINED_FROM_SCRATCH)
+        card.data.tags = [*(card.data.get("tags") or []), *(getattr(model, "model_tags", None) or [])]
+        model_class = type(model).__name__ if hasattr(model, "save_pretrained") else None
         tasks = kwargs.get("tasks")
-        card = model_card.extend(
+        card = extend(
             card,
             measured,
-            Loading(name, type(model).__name__ if hasattr(model, "save_pretrained") else None),
+            Loading(self.hub_model_id or run.name, model_class),
             task=tasks if isinstance(tasks, str) or not tasks else tasks[0],
         )
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        card.save(draft)
-        os.replace(draft, path)
+        with replacing(run / CARD) as draft:
+            card.save(draft)
 
     def _tagged(self, model: torch.nn.Module) -> torch.nn.Module:
         """A model of transformers carries its tags to the Hub whoever pushes it."""
         if hasattr(model, "add_model_tags"):
-            model.add_model_tags(model_card.tags(self.sparse_config))
+            model.add_model_tags(tags(self.sparse_config))
         return model
 
     def deployed_model(self) -> torch.nn.Module:
         """The model inside what DDP or torch.compile put around it."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def _last_evaluation(self) -> Evaluation:
+    def _run(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    def _last_evaluation(self, more: Mapping[str, float]) -> Evaluation:
         best_loaded = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         finished = any("train_runtime" in entry for entry in self.state.log_history)
         best_step = self.state.best_global_step if best_loaded and finished else None
-        return model_card.last_evaluation(self.state.log_history, self.state.global_step, best_step)
-
-    def _measured(self, evaluation: Evaluation, dense_metrics: Mapping[str, float]) -> Measured:
-        model = self.deployed_model()
-        report = sparsity_report(model)
-        return Measured(
-            report,
-            model_card.parameter_count(model),
-            self.sparse_config,
-            evaluation,
-            dense_metrics,
-            model_card.theoretical_flops(self.trajectory, report),
-            upload.figures(self.args.output_dir),
-        )
+        last = last_evaluation(self.state.log_history, self.state.global_step, best_step)
+        return replace(last, metrics=last.metrics | dict(more))
 
     # ---- Pushing ----
 
@@ -113,7 +116,7 @@ class HubMixin:
         """Make the repository if it does not exist; `hub_model_id` is its full name afterwards."""
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        name = self.args.hub_model_id or self._run().absolute().name
         token = self.args.hub_token if token is None else token
         private = self.args.hub_private_repo if private is None else private
         self._hub = upload.hub_api()
@@ -149,22 +152,25 @@ class HubMixin:
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
+        save_model_without_pushing(self)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**({"model_name": self.hub_model_id.split("/")[-1]} | kwargs))
+        self.create_model_card(**({"model_name": self._repo_id().split("/")[-1]} | kwargs))
         self._finish_current_push()
-        self._clear_left_overs()
-        directory = Path(self.args.output_dir)
-        push = {
-            "message": commit_message or "End of training",
-            "token": token,
-            "revision": revision or self.args.hub_revision,
-        }
+        self._remove_left_overs()
+        run = self._run()
+        send = functools.partial(
+            self._send,
+            message=commit_message or "End of training",
+            token=token,
+            revision=revision or self.args.hub_revision,
+            packed=packed,
+        )
+        files = upload.public_files(run)
         if blocking:
-            return self._send(directory, upload.public_files(directory), packed=packed, **push)
-        snapshot = self._snapshot({"model": upload.public_files(directory)})
-        return self._in_background(snapshot, [{"packed": packed, **push}])
+            return send(run, files)
+        snapshot = take_snapshot(run, {"model": files})
+        return self._in_background(snapshot, {"model": send})
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Trainer calls this at each save. The upload runs while training goes on, from a snapshot of the files."""
@@ -178,31 +184,36 @@ class HubMixin:
             message = f"Training in progress, step {self.state.global_step}"
         else:
             message = f"Training in progress, epoch {int(self.state.epoch)}"
-        push = {"message": message, "token": self.args.hub_token, "revision": self.args.hub_revision}
-        self._clear_left_overs()
-        around = upload.without_weights(upload.public_files(self.args.output_dir))
+        send = functools.partial(self._send, token=self.args.hub_token, revision=self.args.hub_revision)
+        self._remove_left_overs()
+        around = upload.without_weights(upload.public_files(self._run()))
         folders = {"model": around | upload.public_files(checkpoint_folder)}
-        uploads = [push]
+        sends = {"model": functools.partial(send, message=message)}
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             name = "last-checkpoint" if last else Path(checkpoint_folder).name
             folders[name] = upload.checkpoint_files(checkpoint_folder)
-            uploads.append(push | {"message": f"{message}, checkpoint", "folder": name})
-        self._in_background(self._snapshot(folders), uploads)
+            sends[name] = functools.partial(send, message=f"{message}, checkpoint", folder=name)
+        self._in_background(take_snapshot(self._run(), folders), sends)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        if getattr(self, "push_in_progress", None) is not None:
+        if self.push_in_progress is not None:
             for job in self.push_in_progress.jobs:
-                self._report_failure(job, logging.ERROR, "call trainer.push_to_hub() to repeat it")
+                report_failure(job, self._repo_id(), logging.ERROR, "call trainer.push_to_hub() to repeat it")
             self.push_in_progress = None
 
     # ---- Uploads ----
 
+    def _repo_id(self) -> str:
+        if self.hub_model_id is None:
+            raise ValueError("there is no repository yet: call init_hf_repo() or push_to_hub() first")
+        return str(self.hub_model_id)
+
     def _send(
         self,
         directory: Path,
-        files: dict[str, Path],
+        files: Mapping[str, Path],
         *,
         message: str,
         token: str | None,
@@ -210,63 +221,33 @@ class HubMixin:
         folder: str = "",
         packed: bool = False,
     ) -> CommitInfo:
-        settings = {"token": token, "revision": revision}
-        with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch, upload.explained_refusal(self.hub_model_id):
-            if packed:
-                files, sizes = upload.packed_files(directory, files, Path(scratch) / "packed")
-                loading = Loading(self.hub_model_id, upload.model_class_of(directory), packed, sizes)
-                card = model_card.describe_loading(ModelCard.load(files[CARD]), loading)
-                files[CARD] = str(card).encode()
-            return upload.commit(self._hub, self.hub_model_id, files, message, folder=folder, **settings)
+        """Upload files of `directory` as one commit."""
+        repo_id = self._repo_id()
+        api = self._hub or upload.hub_api()
+        with tempfile.TemporaryDirectory(prefix="autosparse-") as scratch, upload.explained_refusal(repo_id):
+            payload = upload.payload(directory, files, Path(scratch) / "packed", packed=packed)
+            content = payload.with_card(ModelCard.load(directory / CARD), repo_id) if packed else payload.files
+            return upload.commit(api, repo_id, content, message, folder=folder, token=token, revision=revision)
 
-    def _snapshot(self, folders: dict[str, dict[str, Path]]) -> Path:
-        """Freeze the files of an upload in the background: training goes on, and deletes older checkpoints.
-
-        Weights and states are linked, since they are never written in place; the rest (logs grow) is copied.
-        """
-        snapshot = Path(tempfile.mkdtemp(prefix=_SNAPSHOT, dir=self.args.output_dir))
-        for folder, files in folders.items():
-            for name, source in files.items():
-                target = snapshot / folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if source.suffix in (".safetensors", ".pt", ".pth", ".bin"):
-                    _link_or_copy(source, target)
-                else:
-                    shutil.copy2(source, target)
-        return snapshot
-
-    def _clear_left_overs(self) -> None:
-        """Snapshots of a run that was killed."""
+    def _remove_left_overs(self) -> None:
         if self.push_in_progress is None:
-            for snapshot in Path(self.args.output_dir).glob(_SNAPSHOT + "*"):
-                shutil.rmtree(snapshot)
+            remove_snapshots(self._run())
 
-    def _in_background(self, snapshot: Path, uploads: list[dict[str, Any]]) -> Future:
+    def _in_background(self, snapshot: Path, sends: Mapping[str, functools.partial[CommitInfo]]) -> Future[CommitInfo]:
         """Upload the snapshot's folders one after the other, then remove it."""
-
-        def job() -> CommitInfo:
-            try:
-                for settings in uploads:
-                    directory = snapshot / settings.get("folder", "model")
-                    commit = self._send(directory, upload.checkpoint_files(directory), **settings)
-                return commit
-            finally:
-                shutil.rmtree(snapshot)
-
-        future = self._hub.run_as_future(job)
+        bound = [
+            functools.partial(send, snapshot / folder, upload.checkpoint_files(snapshot / folder))
+            for folder, send in sends.items()
+        ]
+        api = self._hub or upload.hub_api()
+        future: Future[CommitInfo] = api.run_as_future(sending_job(snapshot, list(bound)))
         if self.push_in_progress is None or self.push_in_progress.is_done():
             for old in self.push_in_progress.jobs if self.push_in_progress is not None else []:
-                self._report_failure(old, logging.WARNING, "this save is pushed instead")
-            self.push_in_progress = PushInProgress([future])
+                report_failure(old, self._repo_id(), logging.WARNING, "this save is pushed instead")
+            self.push_in_progress = push_in_progress([future])
         else:
             self.push_in_progress.jobs.append(future)
         return future
-
-    def _report_failure(self, job: Future, level: int, remedy: str) -> None:
-        """Training does not stop for the network; what could not be uploaded is said, and is on disk."""
-        if job.done() and (error := job.exception()) is not None:
-            message = "a push to %s failed, the Hub keeps what it had; %s: %s"
-            logger.log(level, message, self.hub_model_id, remedy, error)
 
 
 def without_token(args: Any) -> Any:
@@ -274,10 +255,3 @@ def without_token(args: Any) -> Any:
     args = copy.copy(args)
     args.hub_token = None
     return args
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

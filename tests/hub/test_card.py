@@ -7,18 +7,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_autosparse import AutoSparseConfig, sparsity_report
-from hf_autosparse.hub.card import (
-    Evaluation,
-    Loading,
-    Measured,
-    TheoreticalFlops,
-    describe_loading,
-    extend,
-    insert,
-    last_evaluation,
-    new_card,
-    theoretical_flops,
-)
+from hf_autosparse.hub.card import describe_loading, extend, insert, new_card
+from hf_autosparse.hub.card_text import Loading
+from hf_autosparse.hub.measured import Evaluation, Measured, TheoreticalFlops, last_evaluation, theoretical_flops
 from hf_autosparse.reports.layer_types import layer_type
 from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
@@ -94,7 +85,7 @@ def test_many_dense_layers_of_one_kind_are_summed_up():
 
 
 def test_dense_twin_stands_beside_with_the_relative_change():
-    evaluation = Evaluation({"eval_bleu": 37.17, "eval_loss": 2.0, "eval_zero": 1.0}, "Evaluated.")
+    evaluation = Evaluation({"eval_bleu": 37.17, "eval_loss": 2.0, "eval_zero": 1.0})
     card = new_card(measured(evaluation=evaluation, dense={"eval_bleu": 37.77, "eval_zero": 0.0}), PLAIN)
     assert "| metric | dense twin | this model | relative change |" in card.text
     assert "| `eval_bleu` | 37.77 | 37.17 | -1.59% |" in card.text  # -0.6 / 37.77
@@ -202,7 +193,7 @@ def test_sections_go_before_the_second_heading_and_are_replaced_in_place():
 
 def test_own_card_keeps_its_text_metadata_and_sections():
     own = ModelCard("---\nlicense: mit\ntags: [mine]\npipeline_tag: translation\n---\n# Mine\n\nText.\n")
-    first = extend(own, measured(evaluation=Evaluation({"eval_bleu": 1.0}, "First.")), PLAIN)
+    first = extend(own, measured(evaluation=Evaluation({"eval_bleu": 1.0})), PLAIN)
     other = SparsityReport(REPORT.layers[:1], {})
     kept = extend(parsed(first), measured(report=other), PLAIN, replace=False)
     assert kept.content == first.content
@@ -225,13 +216,31 @@ def test_last_evaluation():
         entry(10, eval_loss=2.5, eval_bleu=20.0, eval_runtime=1.0, eval_samples_per_second=8.0),
         entry(20, eval_loss=2.0, eval_bleu=30.0, eval_steps_per_second=0.1, eval_note="text", eval_broken=math.nan),
     ]
-    assert last_evaluation(log, 20, None) == Evaluation(
-        {"eval_loss": 2.0, "eval_bleu": 30.0}, "Evaluated at step 20 (epoch 2), with the weights of this model."
-    )
-    assert last_evaluation(log, 25, None).moment == (
-        "Evaluated at step 20 (epoch 2); the weights of this model are those of step 25."
-    )
-    assert last_evaluation(log[:1], 10, None) == Evaluation({})
+    metrics = {"eval_loss": 2.0, "eval_bleu": 30.0}
+    assert last_evaluation(log, 20, None) == Evaluation(metrics, 20, 2.0, 20)
+    assert last_evaluation(log, 25, None) == Evaluation(metrics, 20, 2.0, 25)
+    assert last_evaluation(log[:1], 10, None) == Evaluation()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "sentence"),
+    [
+        (
+            Evaluation({"eval_loss": 1.0}, 20, 2.0, 20),
+            "Evaluated at step 20 (epoch 2), with the weights of this model.",
+        ),
+        (
+            Evaluation({"eval_loss": 1.0}, 20, None, 25),
+            "Evaluated at step 20; the weights of this model are those of step 25.",
+        ),
+        (
+            Evaluation({"eval_loss": 1.0}, 10, 1.0, 10, is_best=True),
+            "The weights are those of step 10, the best checkpoint of the run.",
+        ),
+    ],
+)
+def test_the_card_says_which_weights_were_evaluated(evaluation, sentence):
+    assert f"| `eval_loss` | 1 |\n\n{sentence}\n" in new_card(measured(evaluation=evaluation), PLAIN).text
 
 
 def test_several_evaluation_sets_are_put_together():
@@ -243,7 +252,7 @@ def test_best_weights_have_their_own_evaluation():
     log = [entry(10, eval_loss=1.0), entry(20, eval_loss=2.0), entry(20, train_runtime=9.0)]
     best = last_evaluation(log, 20, 10)
     assert best.metrics == {"eval_loss": 1.0}
-    assert best.moment == "The weights are those of step 10, the best checkpoint of the run."
+    assert (best.weights_step, best.is_best) == (10, True)
     assert last_evaluation([*log, entry(20, eval_loss=1.1)], 20, 10).metrics == {"eval_loss": 1.1}
 
 

@@ -408,7 +408,7 @@ def test_what_is_no_saved_model_is_refused_before_anything_is_made_on_the_hub(hu
         push_to_hub(tmp_path, "me/model")
     sharded(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON object"):
+    with pytest.raises(ValueError, match=r"config\.json holds a list, expected a JSON object"):
         push_to_hub(tmp_path / "model", "me/model")
     with pytest.raises(ValueError, match="dense_metrics has 'bleu', which was not measured.*measured were test_bleu"):
         push_to_hub(sparse_translator(), "me/model", metrics={"test_bleu": 1.0}, dense_metrics={"bleu": 2.0})
