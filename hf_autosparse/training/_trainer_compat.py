@@ -16,8 +16,14 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils.hub import PushInProgress
 
-if TYPE_CHECKING:  # what a mixin may take for granted: it stands before a Trainer class
-    TrainerBase = Trainer
+if TYPE_CHECKING:
+
+    class TrainerBase(Trainer):
+        """What a mixin may take for granted: it stands before a Trainer class, whose model is there."""
+
+        model: nn.Module
+        hub_model_id: str | None
+
 else:
     TrainerBase = object
 
@@ -100,10 +106,10 @@ def tracker_callbacks(trainer: Trainer) -> list[TrainerCallback]:
     The table is in 5.17 and all since, without an underscore and undocumented. Can go when `Trainer.log` can send
     scalars to the trackers alone.
     """
-    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    kinds: tuple[type[TrainerCallback], ...] = tuple(INTEGRATION_TO_CALLBACK.values())
     return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
 
 
 def push_in_progress(jobs: list[Future[Any]]) -> Any:
     """What Trainer asks whether a push is done, and waits for. In 5.17 and all since; it is not documented."""
-    return PushInProgress(jobs)
+    return PushInProgress(jobs)  # type: ignore[arg-type]  # its annotation says one job; it takes a list
