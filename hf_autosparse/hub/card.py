@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.modelcard import TASK_MAPPING
@@ -118,7 +118,8 @@ def _eval_results(data: ModelCardData, task: str, metrics: Mapping[str, float]) 
 
 def task_of(model_class: str | None) -> str | None:
     """The Hub's task of a transformers model class ("text-classification"), or None if it has none."""
-    for task, classes in TASK_MAPPING.items():
+    mapping: dict[str, dict[str, Any]] = TASK_MAPPING
+    for task, classes in mapping.items():
         for names in classes.values():
             if model_class == names or (isinstance(names, (tuple, list)) and model_class in names):
                 return task

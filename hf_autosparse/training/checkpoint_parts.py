@@ -209,4 +209,4 @@ class PartsCallback(TrainerCallback):
         on_disk = is_best or self._saved_step == state.global_step
         # The trials of a hyperparameter search would write over each other.
         if args.should_save and on_disk and not state.is_hyper_param_search:
-            save_parts(self._parts, Stage.MODEL_PUBLISHED, args.output_dir)
+            save_parts(self._parts, Stage.MODEL_PUBLISHED, args.output_dir or ".")

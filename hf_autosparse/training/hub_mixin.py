@@ -92,13 +92,15 @@ class HubMixin(TrainerBase):
 
     def _tagged(self, model: torch.nn.Module) -> torch.nn.Module:
         """A model of transformers carries its tags to the Hub whoever pushes it."""
-        if hasattr(model, "add_model_tags"):
-            model.add_model_tags(tags(self.sparse_config))
+        add_tags = getattr(model, "add_model_tags", None)
+        if add_tags is not None:
+            add_tags(tags(self.sparse_config))
         return model
 
     def deployed_model(self) -> torch.nn.Module:
         """The model inside what DDP or torch.compile put around it."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model: torch.nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
 
     def _run(self) -> Path:
         return Path(self.args.output_dir or ".")
@@ -124,7 +126,7 @@ class HubMixin(TrainerBase):
             self.hub_model_id = self._hub.create_repo(name, token=token, private=private, exist_ok=True).repo_id
         self.push_in_progress = None
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # Trainer's returns a Future or None too, unlike its annotation
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -134,7 +136,7 @@ class HubMixin(TrainerBase):
         *,
         packed: bool = False,
         **kwargs: Any,
-    ) -> CommitInfo | Future | None:
+    ) -> CommitInfo | Future[CommitInfo] | None:
         """Save the model, write its card and upload both with what else lies in `output_dir`, as one commit.
 
         Args:

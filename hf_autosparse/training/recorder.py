@@ -67,7 +67,7 @@ class TrajectoryRecorder(TrainerCallback):
         with count_macs(model) as macs:
             yield
         examples = batch_size(batch)
-        if examples is not None and any(macs.values()):
+        if self._trajectory is not None and examples is not None and any(macs.values()):
             self._trajectory.layers = {
                 name: LayerCost(round(macs[name] / examples), layer.weight.numel())
                 for name, layer in counted_layers(model).items()
@@ -112,7 +112,8 @@ class TrajectoryRecorder(TrainerCallback):
             self._read(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._trajectory.steps_done = state.global_step
+        if self._trajectory is not None:
+            self._trajectory.steps_done = state.global_step
         if state.global_step == state.max_steps:
             self._read(state)
 
@@ -121,7 +122,7 @@ class TrajectoryRecorder(TrainerCallback):
 
     def _due(self, state: TrainerState) -> bool:
         """Whether the step to come begins a moment: a function of state and last moment alone, so resuming is exact."""
-        readings = self._pending or self._trajectory.moments
+        readings = self._pending or (self._trajectory.moments if self._trajectory is not None else [])
         if not readings or state.global_step % -(-state.max_steps // MOMENTS) == 0:
             return True
         if state.num_train_epochs <= MOMENTS and float(state.epoch or 0.0).is_integer():
@@ -148,14 +149,15 @@ class TrajectoryRecorder(TrainerCallback):
 
     def _collect(self) -> None:
         """Turn what was read into moments, with one transfer from the device for all counts and one for thresholds."""
-        if not self._pending:
+        if not self._pending or self._trajectory is None:
             return
         readings, self._pending = self._pending, []
         sizes = [layer.weight.numel() for layer in self._layers.values()]
         counts = torch.stack([reading.counts for reading in readings]).tolist()
         thresholds: list[list[float] | None] = [None] * len(readings)
-        if readings[0].threshold is not None:
-            thresholds = torch.stack([reading.threshold for reading in readings]).tolist()
+        measured = [reading.threshold for reading in readings if reading.threshold is not None]
+        if measured:
+            thresholds = torch.stack(measured).tolist()
         for reading, (kept, learning), threshold in zip(readings, counts, thresholds, strict=True):
             self._trajectory.moments.append(
                 Moment(

@@ -14,7 +14,15 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..config import AutoSparseConfig
 from ..layers.sparse import SparseLayer
-from ..layers.sparsify import folded, layer_sparsity, plain_parameters, record_of, sparse_layers, sparsifier_parameters, sparsify
+from ..layers.sparsify import (
+    folded,
+    layer_sparsity,
+    plain_parameters,
+    record_of,
+    sparse_layers,
+    sparsifier_parameters,
+    sparsify,
+)
 from ..reports.trajectory import Trajectory
 from . import checkpoint
 from ._trainer_compat import prepared_inputs, run_directory, tracker_callbacks
@@ -138,7 +146,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.sparse_config.clip_thresholds:
-            return super()._clip_grad_norm(model)
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # has no annotations
         weights = plain_parameters(model).values()
         return self.accelerator.clip_grad_norm_(list(weights), self.args.max_grad_norm)
 
@@ -308,6 +316,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
+        assert best is not None  # Trainer calls this where there is one
         logger.info("loading the best model from %s", best)
         load_parts(self._parts, [Stage.CHECKPOINT_BEGINS], best)
 
