@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         """What a mixin may take for granted: it stands before a Trainer class, whose model is there."""
 
         model: nn.Module
-        hub_model_id: str | None
+        hub_model_id: str | None  # type: ignore[assignment]  # declared as None there, and set to a name later
 
 else:
     TrainerBase = object
