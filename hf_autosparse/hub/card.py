@@ -118,8 +118,7 @@ def _eval_results(data: ModelCardData, task: str, metrics: Mapping[str, float]) 
 
 def task_of(model_class: str | None) -> str | None:
     """The Hub's task of a transformers model class ("text-classification"), or None if it has none."""
-    mapping: dict[str, dict[str, Any]] = TASK_MAPPING
-    for task, classes in mapping.items():
+    for task, classes in cast(dict[str, dict[str, Any]], TASK_MAPPING).items():
         for names in classes.values():
             if model_class == names or (isinstance(names, (tuple, list)) and model_class in names):
                 return task

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class TrajectoryRecorder(TrainerCallback):
         examples = batch_size(batch)
         if self._trajectory is not None and examples is not None and any(macs.values()):
             self._trajectory.layers = {
-                name: LayerCost(round(macs[name] / examples), layer.weight.numel())
+                name: LayerCost(round(macs[name] / examples), cast(Tensor, layer.weight).numel())
                 for name, layer in counted_layers(model).items()
             }
 

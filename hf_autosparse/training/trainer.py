@@ -217,7 +217,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
         for layer in layers.values():
             for key, value in layer.sparsifier.metrics().items():
                 values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64))
-            values.setdefault("layers_at_guard", []).append(layer.sparsifier.at_guard.double())
+            values.setdefault("layers_at_guard", []).append(torch.as_tensor(layer.sparsifier.at_guard).double())
         for key, column in values.items():
             stacked = torch.stack([v.reshape(()).to(column[-1].device) for v in column])
             metrics[key] = (stacked.sum() if key == "layers_at_guard" else stacked.mean()).item()
