@@ -1,6 +1,6 @@
 """One-shot pruning of a small language model that this benchmark trains itself: perplexity before and after.
 
-    python benchmarks/oneshot.py --data ../shared/data --output runs/oneshot
+    python -m benchmarks.oneshot --data ../shared/data --output runs/oneshot
 
 A Llama of 6.2 M parameters learns the English sides of Multi30k and WMT14 (train_small), on one thread in some 6
 minutes of CPU time, and is kept in the output folder. Then it is pruned by each method at 50 % and 2:4, several times

@@ -1,8 +1,9 @@
 """Train a causal language model sparse, from scratch or from a pretrained model.
 
-python examples/causal_lm.py  # a tiny model on built-in sentences: no download
-python examples/causal_lm.py --model HuggingFaceTB/SmolLM2-135M --data stories.txt --sparsity 0.7
-python examples/causal_lm.py --model HuggingFaceTB/SmolLM2-135M --data roneneldan/TinyStories
+Without arguments it trains a tiny model on built-in sentences, without a download.
+
+    python examples/causal_lm.py --model HuggingFaceTB/SmolLM2-135M --data stories.txt --sparsity 0.7
+    python examples/causal_lm.py --model HuggingFaceTB/SmolLM2-135M --data roneneldan/TinyStories
 """
 
 import argparse

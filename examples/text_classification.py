@@ -1,8 +1,9 @@
 """Train a text classifier sparse, from scratch or from a pretrained model.
 
-python examples/text_classification.py  # a tiny model on built-in sentences: no download
-python examples/text_classification.py --model bert-base-uncased --data reviews.csv --sparsity 0.7
-python examples/text_classification.py --model bert-base-uncased --data cornell-movie-review-data/rotten_tomatoes
+Without arguments it trains a tiny model on built-in sentences, without a download.
+
+    python examples/text_classification.py --model bert-base-uncased --data reviews.csv --sparsity 0.7
+    python examples/text_classification.py --model bert-base-uncased --data cornell-movie-review-data/rotten_tomatoes
 """
 
 import argparse
@@ -58,7 +59,6 @@ def main():
         model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=labels)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
     data = data.map(lambda row: tokenizer(row["text"], truncation=True, max_length=256)).train_test_split(0.1, seed=0)
-
     rate = 1e-3 if options.model is None else 5e-5
     trainer = AutoSparseTrainer(
         model,

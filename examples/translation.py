@@ -1,8 +1,9 @@
 """Train a translation model sparse, from scratch or from a pretrained model.
 
-python examples/translation.py  # a tiny model on built-in sentences: no download
-python examples/translation.py --model google-t5/t5-small --data pairs.csv --sparsity 0.7
-python examples/translation.py --model google-t5/t5-small --data bentrevett/multi30k --columns en de
+Without arguments it trains a tiny model on built-in sentences, without a download.
+
+    python examples/translation.py --model google-t5/t5-small --data pairs.csv --sparsity 0.7
+    python examples/translation.py --model google-t5/t5-small --data bentrevett/multi30k --columns en de
 """
 
 import argparse
@@ -60,7 +61,6 @@ def main():
         pairs = load_dataset(options.data, split="train")
     source, target = options.columns
     data = pairs.map(lambda pair: tokenizer(pair[source], text_target=pair[target], truncation=True, max_length=256))
-
     rate = 1e-3 if options.model is None else 5e-5
     arguments = Seq2SeqTrainingArguments(options.output, num_train_epochs=options.epochs, learning_rate=rate)
     sparse_config = AutoSparseConfig(target_sparsity=options.sparsity)

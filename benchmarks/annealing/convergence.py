@@ -1,6 +1,6 @@
 """The paper's analysis of convergence (eq. 5), drawn: one weight below or above its threshold, under each alpha.
 
-    python benchmarks/annealing/convergence.py --output docs/images/annealing_convergence.png   # seconds
+    python -m benchmarks.annealing.convergence --output docs/images/annealing_convergence.png   # seconds
 
 `v = w - T` with a fixed T and w > 0, `u = h(v)`, loss `0.5 (u - v*)^2`. The gradient is `v - v*` above the threshold
 and `-alpha v*` below it, however far v is from v*. Left SGD, right Adam, whose update does not shrink with alpha

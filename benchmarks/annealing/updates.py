@@ -1,6 +1,6 @@
 """What alpha does to the size of a pruned weight's updates, by optimizer: one sparse layer.
 
-    python benchmarks/annealing/updates.py --output benchmarks/results/annealing   # a minute on one core
+    python -m benchmarks.annealing.updates --output benchmarks/results/annealing   # a minute on one core
 
 A linear layer of 128 x 128 learns a dense random target from noisy batches; half of its weights are pruned by a fixed
 threshold. For each optimizer and each fixed alpha: the root mean square update of the weights that are pruned in a
