@@ -1,7 +1,5 @@
 # `make demo` and `make test` set up what they need in .venv; only Python 3.11 to 3.13 and make must be installed.
 # Another interpreter, before the first make: make test PYTHON=python3.12
-# PyPI's torch for Linux carries CUDA (gigabytes). For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's own
-# index of CPU wheels before the first make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,12 +44,18 @@ clean: ## remove .venv, builds and caches (runs/ and data/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# PyPI's torch for Linux carries CUDA (gigabytes). Without an NVIDIA driver the small CPU build comes from PyTorch's own
+# index, unless pip is configured to look in other places already (PIP_EXTRA_INDEX_URL, pip.conf).
+CPU_TORCH = $$(test "$$(uname)" != Linux || command -v nvidia-smi >/dev/null || \
+  $(BIN)/python -m pip config list | grep -E 'index-url|find-links' >/dev/null || \
+  echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
 $(DEMO): EXTRA := translation
 $(VISION): EXTRA := vision
 $(DEV): EXTRA := dev
 $(DEV): COVERS := $(DEMO) $(VISION)
 $(DEMO) $(VISION) $(DEV): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(CPU_TORCH) -c constraints.txt -e ".[$(EXTRA)]"
 	@touch $@ $(COVERS)
 
 $(BIN)/python:
