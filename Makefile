@@ -14,7 +14,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vision test lint format docs clean
+.PHONY: help demo demo-vision test test-next lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ demo-vision: $(VISION) ## train a small ResNet on handwritten digits dense and s
 
 test: $(DEV) ## run the fast tests; the slow ones: make test ARGS="-m slow"
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-next: ## run the fast tests with the newest transformers, accelerate and torch, in .venv-next
+	$(PYTHON) -m venv $(VENV)-next
+	$(VENV)-next/bin/python -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[dev]"
+	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)-next/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 lint: $(DEV) ## check style and formatting
 	$(BIN)/ruff check .
@@ -41,7 +46,7 @@ docs: $(DEV) ## build the documentation's site in build/site; a broken link is a
 	@echo "open build/site/index.html"
 
 clean: ## remove .venv, builds and caches (runs/ and data/ stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-next build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyPI's torch for Linux carries CUDA (gigabytes). Without an NVIDIA driver the small CPU build comes from PyTorch's own
