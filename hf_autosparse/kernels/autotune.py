@@ -133,6 +133,7 @@ def _machine(device: torch.device) -> dict[str, object]:
             "kernels": kernels.gpu.status(),
         }
     library = kernels.library()
+    assert library is not None, "without the C kernels nothing can be measured on the CPU"
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import autotune
 from ..kernels.autotune import SPARSITIES, Ranges, Speedups
-from .product import Forms, SparseProduct
+from .product import Forms, sparse_product
 
 if TYPE_CHECKING:
     from .sparse import SparseLayer
@@ -112,7 +112,7 @@ def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) ->
 
         def sparse(x: Tensor = x, grad: Tensor = grad, leaves: list[Tensor] = leaves) -> None:
             forms = Forms(weight.detach(), library, sampled)
-            torch.autograd.grad(SparseProduct.apply(x, weight, shift, forms, sampled), leaves, grad)
+            torch.autograd.grad(sparse_product(x, weight, shift, forms, sampled), leaves, grad)
 
         seconds = autotune.best_times((dense, sparse), _ROUNDS, _SECONDS)
         result[tokens] = round(seconds[0] / seconds[1], 3)

@@ -94,9 +94,14 @@ def matrix_of(layer: nn.Module) -> Tensor:
     Raises:
         TypeError: it is no layer of the table.
     """
+    return require_kind(layer).matrix(weight_of(layer))
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer: its parameter, or what a reparametrisation computes."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return require_kind(layer).matrix(weight)
+    return weight
 
 
 def swap_in(layer: nn.Module, form: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import kernels
 from ..functional import sampling_stride
 from . import crossover
-from .product import Forms, SparseProduct
+from .product import Forms, sparse_product
 
 if TYPE_CHECKING:
     from .sparse import SparseLayer
@@ -49,7 +49,7 @@ def linear(layer: SparseLayer, input: Tensor, weight: Tensor, bias: Tensor | Non
     forms = _forms(layer, matrix, input.numel() // input.shape[-1], bias is not None, library)
     if forms is None:
         return None
-    return SparseProduct.apply(input, matrix, bias, forms, not layer.sparsifier.collects_gradient)
+    return sparse_product(input, matrix, bias, forms, not layer.sparsifier.collects_gradient)
 
 
 @dataclass

@@ -7,6 +7,8 @@ Results differ from those of the dense products by rounding, and are the same to
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,14 +54,14 @@ class SparseProduct(torch.autograd.Function):
     """`input weight^T + bias` by `forms`. `sampled`: the weight's gradient only where the forms have its pattern."""
 
     @staticmethod
-    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, forms: Forms, sampled: bool) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, forms: Forms, sampled: bool) -> Tensor:
         ctx.forms, ctx.sampled = forms, sampled
         ctx.save_for_backward(input, weight)
         output = forms.matrix.product(input.contiguous(), bias)
         return F.linear(input, weight, bias) if output is None else output
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         for_input, for_weight, for_bias = ctx.needs_input_grad[:3]
         # Grad mode is on in a backward pass that is to be differentiated again: autograd must see the operations.
@@ -77,6 +79,22 @@ class SparseProduct(torch.autograd.Function):
         if for_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return grad_input, grad_weight, grad_bias, None, None
+
+
+def sparse_product(input: Tensor, weight: Tensor, bias: Tensor | None, forms: Forms, sampled: bool) -> Tensor:
+    """`F.linear(input, weight, bias)`, differentiable, by the sparse forms of `weight`.
+
+    Args:
+        input: (..., inputs), float32, on the CPU.
+        weight: (outputs, inputs), the one that the forms were made of.
+        bias: (outputs,) or None.
+        forms: of the weight.
+        sampled: whether the weight's gradient is computed only where the forms have its pattern.
+    """
+    output: Tensor = SparseProduct.apply(  # type: ignore[no-untyped-call]  # torch declares no types for it
+        input, weight, bias, forms, sampled
+    )
+    return output
 
 
 def _zeros_like(weight: Tensor) -> Tensor:

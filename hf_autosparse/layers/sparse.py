@@ -81,20 +81,19 @@ class SparseLayer(nn.Module):
             return self.sparse_weight()
         effective = self._effective_weight()
         if self.sparsifier.collects_gradient and effective.requires_grad:
-            effective.register_hook(self.sparsifier.collect_gradient)
+            hook = self.sparsifier.collect_gradient
+            effective.register_hook(hook)  # type: ignore[no-untyped-call]  # torch declares no types for it
         return effective
 
     def _effective_weight(self) -> Tensor:
-        if torch.compiler.is_compiling() or self.open_step is None:
-            return self.sparsifier(self.weight)
-        step = self.open_step
-        step.refresh(self)
-        if not step.keeps_weight or not torch.is_grad_enabled():
-            return self.sparsifier(self.weight)
-        if step.effective is not None:
-            return self.sparsifier.forward_cached(self.weight, step.effective)
+        step = None if torch.compiler.is_compiling() else self.open_step
+        if step is not None:
+            step.refresh(self)
+            if step.keeps_weight and step.effective is not None and torch.is_grad_enabled():
+                return self.sparsifier.forward_cached(self.weight, step.effective)
         effective: Tensor = self.sparsifier(self.weight)
-        step.effective = effective.detach()
+        if step is not None and step.keeps_weight and torch.is_grad_enabled():
+            step.effective = effective.detach()
         return effective
 
     # ---- The layer's output ----
@@ -135,6 +134,8 @@ class SparseLayer(nn.Module):
 
 class SparseLinear(SparseLayer, nn.Linear):
     kind = kinds.LINEAR
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)
@@ -145,9 +146,12 @@ class SparseLinear(SparseLayer, nn.Linear):
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
     kind = kinds.CONV2D
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(input, weight, bias)
+        output: Tensor = self._conv_forward(input, weight, bias)
+        return output
 
 
 kinds.LINEAR.add_form("sparse", SparseLinear)

@@ -4,7 +4,7 @@ The one file of this room that imports transformers; `kinds.py` loads it for the
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import kinds, multiply
@@ -13,6 +13,7 @@ from .sparse import SparseLayer
 
 class SparseConv1D(SparseLayer, Conv1D):
     kind = kinds.CONV1D
+    bias: nn.Parameter | None
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flat = input.view(-1, input.size(-1))

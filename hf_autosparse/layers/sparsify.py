@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import AutoSparseConfig
 from ..methods import Sparsifier, get_method
 from ..methods.distributions import SPARSITY_DISTRIBUTIONS
-from .kinds import kind_of, require_kind
+from .kinds import kind_of, require_kind, weight_of
 from .selection import qualified, select_layers
 from .sparse import SparseLayer, make_plain, make_sparse
 
@@ -41,15 +41,16 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
     method = get_method(config.method)
     method.check_model(model, selection.sparse)
     sparsifiers = {}
+    weights = {name: layer.get_parameter("weight") for name, layer in selection.sparse.items()}
     budget = _budget(selection.sparse, config)
     for name, layer in selection.sparse.items():
         try:
-            sparsifiers[name] = method(layer.weight, config, require_kind(layer).output_dim, budget.get(name))
+            sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, budget.get(name))
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
         with torch.no_grad():
-            sparsifiers[name].initialise(layer.weight)
+            sparsifiers[name].initialise(weights[name])
         make_sparse(layer, sparsifiers[name])
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
@@ -148,9 +149,9 @@ def layer_sparsity(model: nn.Module) -> dict[str, float]:
     weights = {name: layer.sparse_weight() for name, layer in sparse_layers(model).items()}
     record = record_of(model)
     if not weights and record is not None:
-        weights = {name: model.get_submodule(name).weight for name in record.sparse}
+        weights = {name: weight_of(model.get_submodule(name)) for name in record.sparse}
     if not weights:
-        weights = {name: module.weight for name, module in model.named_modules() if kind_of(module) is not None}
+        weights = {name: weight_of(module) for name, module in model.named_modules() if kind_of(module) is not None}
     if not weights:
         return {}
     kept = torch.stack([weight.count_nonzero() for weight in weights.values()]).tolist()
@@ -166,5 +167,5 @@ def sparsity(model: nn.Module) -> float:
     fractions = layer_sparsity(model)
     if not fractions:
         raise ValueError(f"{type(model).__name__} has no Linear, Conv2d or Conv1D layer")
-    sizes = {name: model.get_submodule(name).weight.numel() for name in fractions}
+    sizes = {name: weight_of(model.get_submodule(name)).numel() for name in fractions}
     return sum(fractions[name] * sizes[name] for name in fractions) / sum(sizes.values())

@@ -77,7 +77,7 @@ class SparseTraining:
                 "the model's layers have different configurations: sparsify the whole model with one, or drive each"
                 " part by a SparseTraining of its own"
             )
-        check_count("steps", steps)
+        check_count("steps", steps, low=0)
         check_count("accumulation", accumulation)
         check_count("start_step", start_step, low=0)
         if steps_per_epoch is not None:
@@ -105,7 +105,7 @@ class SparseTraining:
         self._in_step = True
 
     def before_optimizer_step(self) -> None:
-        """Called once all gradients are there, accumulated, unscaled and clipped.
+        """Called once the gradients are complete: accumulated, unscaled and clipped.
 
         Raises:
             RuntimeError: `begin_step` was not called.
@@ -178,7 +178,7 @@ class SparseTraining:
                 )
 
     def _progress(self, epoch: float | None) -> Progress:
-        steps_per_epoch = self.steps if self.steps_per_epoch is None else self.steps_per_epoch
+        steps_per_epoch = (self.steps or 1) if self.steps_per_epoch is None else self.steps_per_epoch
         return Progress(
             epoch=self.step / steps_per_epoch if epoch is None else epoch,
             epochs=self.steps / steps_per_epoch,

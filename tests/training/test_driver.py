@@ -148,7 +148,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="alpha_update='epoch' needs a training set with a length .steps_per_epoch."):
         SparseTraining(one_layer(alpha_schedule="linear", alpha_init=0.5), steps=3)
     sensible = {"steps": 3, "steps_per_epoch": 3, "accumulation": 1, "start_step": 0}
-    for name, bad in [("steps", 0), ("steps_per_epoch", 1.5), ("accumulation", 0), ("start_step", -1)]:
+    for name, bad in [("steps", -1), ("steps_per_epoch", 1.5), ("accumulation", 0), ("start_step", -1)]:
         with pytest.raises(ValueError, match=f"{name} = {bad} is not allowed: use a whole number"):
             SparseTraining(one_layer(), **(sensible | {name: bad}))
 
