@@ -135,7 +135,7 @@ class SparseLayer(nn.Module):
 class SparseLinear(SparseLayer, nn.Linear):
     kind = kinds.LINEAR
     weight: nn.Parameter
-    bias: nn.Parameter | None
+    bias: nn.Parameter | None  # type: ignore[assignment]  # torch infers Parameter, and forgets bias=False
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)

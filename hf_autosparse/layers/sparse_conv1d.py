@@ -13,7 +13,7 @@ from .sparse import SparseLayer
 
 class SparseConv1D(SparseLayer, Conv1D):
     kind = kinds.CONV1D
-    bias: nn.Parameter | None
+    bias: nn.Parameter
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flat = input.view(-1, input.size(-1))
