@@ -3,8 +3,27 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from .config import AutoSparseConfig
 from .layers.sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
+from .methods import (
+    AutoSparseConfig,
+    ContinuousConfig,
+    DSTConfig,
+    FixedMaskConfig,
+    GMPConfig,
+    ITOPConfig,
+    LTPConfig,
+    MESTConfig,
+    NMConfig,
+    OptGConfig,
+    RigLConfig,
+    SCLConfig,
+    SETConfig,
+    SNFSConfig,
+    SparseConfig,
+    STRConfig,
+    SWATConfig,
+    TopKASTConfig,
+)
 from .serialization import autoload
 from .utils.version import __version__
 
@@ -48,6 +67,23 @@ _LAZY = {
 __all__ = [
     "AutoSparseCallback",
     "AutoSparseConfig",
+    "ContinuousConfig",
+    "DSTConfig",
+    "FixedMaskConfig",
+    "GMPConfig",
+    "ITOPConfig",
+    "LTPConfig",
+    "MESTConfig",
+    "NMConfig",
+    "OptGConfig",
+    "RigLConfig",
+    "SCLConfig",
+    "SETConfig",
+    "SNFSConfig",
+    "STRConfig",
+    "SWATConfig",
+    "SparseConfig",
+    "TopKASTConfig",
     "AutoSparseMixin",
     "AutoSparseSeq2SeqTrainer",
     "AutoSparseTrainer",

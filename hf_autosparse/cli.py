@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -157,15 +158,35 @@ def diff(a: Model, b: Model, as_json: AsJson = False) -> None:
 
 @app.command()
 def methods() -> None:
-    """List what AutoSparseConfig(method=...) takes."""
+    """List the methods, their configurations and the papers behind them."""
     import inspect
 
-    from .methods import available_methods, get_method
+    from .methods import SparseConfig, available_methods, config_class, method_of
     from .utils.tables import table
 
-    found = [get_method(name) for name in available_methods()]
-    rows = [(method.name, inspect.getdoc(method).splitlines()[0], method.reference) for method in found]
-    _show([table("methods", ["name", "what it does", "reference"], rows, words=3)])
+    shared = dataclasses.fields(SparseConfig)
+    known = {(field.name, field.default) for field in shared}
+    rows = []
+    for name in available_methods():
+        config = config_class(name)
+        own = [field for field in dataclasses.fields(config) if (field.name, field.default) not in known]
+        what = (inspect.getdoc(config) or "").splitlines()[0]
+        rows.append((name, what, f"{config.__name__}({_arguments(own)})", method_of(config).reference))
+    every = f"Every configuration also takes {_arguments(shared)}."
+    _show([table("methods", ["name", "what it does", "configuration", "reference"], rows, words=4), every])
+
+
+def _arguments(fields: Iterable[dataclasses.Field[Any]]) -> str:
+    """The fields with their defaults as a call shows them, those without a default first."""
+    parts = []
+    for field in fields:
+        if field.default is not dataclasses.MISSING:
+            parts.append(f"{field.name}={field.default!r}")
+        elif field.default_factory is not dataclasses.MISSING:
+            parts.append(f"{field.name}={field.default_factory()!r}")
+        else:
+            parts.insert(0, field.name)
+    return ", ".join(parts)
 
 
 def _rewritten(verb: str, summary, output: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import M2M100ForConditionalGeneration
 
-from hf_autosparse import AutoSparseConfig, unpack
+from hf_autosparse import MESTConfig, SparseConfig, unpack
 from tiny import tiny_trainer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "flat_layout"
@@ -17,7 +17,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "flat_layout"
 def test_a_checkpoint_resumes(method, tmp_path):
     """To the bit on the machine that wrote it; elsewhere matrix products round otherwise."""
     checkpoint = FIXTURE / method / "checkpoint-15"
-    config = AutoSparseConfig.from_pretrained(checkpoint)
+    config = SparseConfig.from_pretrained(checkpoint)
     trainer = tiny_trainer(tmp_path, config=config, save_strategy="steps", save_steps=15, logging_steps=4)
     trainer.train(resume_from_checkpoint=str(checkpoint))
     expected, found = load_file(FIXTURE / method / "final_state.safetensors"), trainer.model.state_dict()
@@ -40,6 +40,6 @@ def test_a_packed_model_loads_and_unpacks(tmp_path):
 def test_a_recipe_loads():
     import yaml
 
-    config = AutoSparseConfig.from_dict(yaml.safe_load((FIXTURE / "recipe.yaml").read_text())["sparse"])
+    config = SparseConfig.from_dict(yaml.safe_load((FIXTURE / "recipe.yaml").read_text())["sparse"])
     assert config.method == "mest" and config.target_sparsity == 0.8
-    assert config.options.every == 6255 and config.options.mutation == 0.2
+    assert isinstance(config, MESTConfig) and config.every == 6255 and config.mutation_fraction == 0.2

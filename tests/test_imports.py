@@ -16,7 +16,6 @@ ROOMS = [
     {"utils", "functional"},
     {"kernels"},
     {"methods"},
-    {"config"},
     {"layers"},
     {"serialization", "inference"},
     {"reports", "oneshot"},
@@ -28,9 +27,8 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # What the moves left for the redesigns that follow.
 KNOWN = {
     ("functional", "kernels"),
-    ("methods.base", "config"),
 }
-TORCH_ONLY = {"functional", "kernels", "methods", "config", "layers"}
+TORCH_ONLY = {"functional", "kernels", "methods", "layers"}
 # The adapter of a layer type that transformers defines: loaded by layers/kinds.py for a model that has such a layer.
 ADAPTERS = {"layers.sparse_conv1d"}
 

@@ -20,7 +20,7 @@ import hf_autosparse
 from examples.wmt14.data import DataConfig
 from examples.wmt14.recipe import load_recipe
 from examples.wmt14.translate import translate
-from hf_autosparse import AutoSparseConfig
+from hf_autosparse import SparseConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "wmt14"
@@ -75,7 +75,7 @@ def test_recipe_holds_only_what_the_code_reads(path, tmp_path):
     for name in ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon"):  # YAML reads 1e-9 as a text
         assert isinstance(getattr(arguments, name), float), name
     if recipe["sparse"] is not None:
-        AutoSparseConfig.from_dict(recipe["sparse"])
+        SparseConfig.from_dict(recipe["sparse"])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=by_name)

@@ -39,10 +39,10 @@ BUDGETED: dict[str, dict[str, Any]] = {
     "itop": {"method": "itop"},
     "snfs": {"method": "snfs"},
     "mest (EM)": {"method": "mest"},
-    "mest (EM&S)": {"method": "mest", "options": {"soft": True, "mutation": 0.5}},
+    "mest (EM&S)": {"method": "mest", "soft_memory_bound": True, "mutation_fraction": 0.5},
     "topkast 50 % backward": {"method": "topkast", "backward_sparsity": 0.5},
     "topkast": {"method": "topkast"},
-    "topkast + powerprop": {"method": "topkast", "options": {"power": 2.0}},
+    "topkast + powerprop": {"method": "topkast", "power": 2.0},
     "topkast + GA": {"method": "topkast"} | ANNEALED,
     "swat": {"method": "swat"},
     "optg": {"method": "optg"},
@@ -53,19 +53,17 @@ N_OF_16 = {0.8: 3, 0.9: 2}  # the nearest: 81.25 % and 87.5 %
 
 
 def settings_of_all(sparsities: list[float], steps: int) -> dict[str, dict[str, Any]]:
-    """Name -> settings of AutoSparseConfig; empty for the dense run."""
+    """Name -> what `SparseConfig.from_dict` takes; empty for the dense run."""
     every = max(1, min(100, steps // 20))
     found: dict[str, dict[str, Any]] = {"dense": {}}
     for sparsity in sparsities:
         for name, settings in BUDGETED.items():
-            options = settings.get("options", {})
-            if settings["method"] not in ("optg", "swat"):
-                options = {"every": every} | options
-            found[f"{name} at {sparsity}"] = settings | {"target_sparsity": sparsity, "options": options}
+            changing = {} if settings["method"] in ("optg", "swat") else {"every": every}
+            found[f"{name} at {sparsity}"] = changing | settings | {"target_sparsity": sparsity}
         for name, alpha in (("nm", {}), ("nm + GA", ANNEALED)):
             if sparsity in N_OF_16:
                 n_of_16 = {"n": N_OF_16[sparsity], "m": 16}
-                found[f"{name} {N_OF_16[sparsity]}:16"] = {"method": "nm", "options": n_of_16} | alpha
+                found[f"{name} {N_OF_16[sparsity]}:16"] = {"method": "nm"} | n_of_16 | alpha
         for name, settings in LEARNED.items():
             found[f"{name} at {sparsity}"] = {"method": name, "target_sparsity": sparsity} | settings
     return found

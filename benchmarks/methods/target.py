@@ -85,7 +85,9 @@ def run(name: str, design: dict[str, Any], seed: int, recipe: dict[str, Any]) ->
     approach = Approach()
     feedback = [Feedback(design["target"], design["gain"])] if "gain" in design else []
     with mock.patch("hf_autosparse.training.target.allowed_range", linear_range if "linear" in name else allowed_range):
-        result = train(name, design["settings"] | ANNEALED, seed, recipe, [*feedback, approach])
+        result = train(
+            name, {"method": "autosparse"} | design["settings"] | ANNEALED, seed, recipe, [*feedback, approach]
+        )
     return result | {"target": design.get("target"), "approach": approach.points}
 
 

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, flops, sparsity
+from hf_autosparse import AutoSparseTrainer, SparseConfig, flops, sparsity
 
 ANNEALED = {"alpha_init": 0.75, "alpha_schedule": "sigmoid-cosine", "alpha_update": "step"}  # Gradient Annealing
 
@@ -65,7 +65,7 @@ def train(
 ) -> dict[str, Any]:
     """One run, from scratch, on one thread: accuracy on the test images, sparsity, theoretical FLOPs, seconds a step.
 
-    `settings` are those of AutoSparseConfig, empty for a dense run; `recipe` is from `recipe_of`.
+    `settings` are what `SparseConfig.from_dict` takes, empty for a dense run; `recipe` is from `recipe_of`.
     """
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -96,7 +96,7 @@ def train(
         measure = {"compute_metrics": lambda p: {"accuracy": float((p.predictions.argmax(1) == p.label_ids).mean())}}
         data = {"train_dataset": train_set, "eval_dataset": test_set, "callbacks": list(callbacks)} | measure
         if settings:
-            trainer = AutoSparseTrainer(model, args, AutoSparseConfig(**settings), **data)
+            trainer = AutoSparseTrainer(model, args, SparseConfig.from_dict(settings), **data)
         else:
             trainer = Trainer(model, args, **data)
         done = trainer.train()

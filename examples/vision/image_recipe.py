@@ -28,7 +28,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     - `decay_everything`: weight decay also on biases and normalisation layers, as in STR's code, not on matrices and
       BatchNorm scales alone, as in Trainer.
     - `depthwise`: "sparse" or "dense" depthwise convolutions.
-    - `sparse`: the fields of AutoSparseConfig; null: a dense run.
+    - `sparse`: the method and the fields of its configuration; null: a dense run.
     """
     recipe = recipes.load_recipe(path, overrides, sections=SECTIONS, optional=OPTIONAL)
     recipe = {"lr_batch_size": None, "decay_everything": False, "depthwise": "sparse", "sparse": None} | recipe

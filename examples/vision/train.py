@@ -21,7 +21,7 @@ from examples.vision.image_data import DataConfig, ImageCollator, load_split
 from examples.vision.image_model import CHANNELS, build_model, depthwise_layers
 from examples.vision.image_recipe import load_recipe
 from examples.vision.image_trainer import ClassificationLoss, DenseTrainer, SparseTrainer, scaled_learning_rate
-from hf_autosparse import AutoSparseConfig, finalize, flops, sparsity_report
+from hf_autosparse import SparseConfig, finalize, flops, sparsity_report
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +84,7 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     if sparse is None:
         trainer = DenseTrainer(model, arguments, **shared)
     else:
-        config = AutoSparseConfig.from_dict(sparse)
+        config = SparseConfig.from_dict(sparse)
         if config.threshold_lr is not None:
             config.threshold_lr *= scale
         if recipe["depthwise"] == "dense":

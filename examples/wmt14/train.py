@@ -30,7 +30,7 @@ from examples.wmt14.data import DataConfig, TokenizedPairs, load_split
 from examples.wmt14.recipe import load_recipe
 from examples.wmt14.tokenizer import train_tokenizer
 from examples.wmt14.translate import processes, translate_shared
-from hf_autosparse import AutoSparseConfig, AutoSparseMixin, finalize, sparsity_report
+from hf_autosparse import AutoSparseMixin, SparseConfig, finalize, sparsity_report
 
 
 class DenseTrainer(TokenBatchMixin, Seq2SeqTrainer):
@@ -91,7 +91,7 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     if sparse is None:
         trainer = DenseTrainer(model, arguments, **shared)
     else:
-        trainer = SparseTrainer(model, arguments, AutoSparseConfig(**sparse), **shared)
+        trainer = SparseTrainer(model, arguments, SparseConfig.from_dict(sparse), **shared)
     speed = trainer.train(resume_from_checkpoint=resume or None).metrics
     trainer.save_model()
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.modelcard import TASK_MAPPING
 
-from ..config import AutoSparseConfig
+from ..methods import SparseConfig
 from .card_text import Loading, loading_section, sections
 from .measured import Measured
 
@@ -125,6 +125,6 @@ def task_of(model_class: str | None) -> str | None:
     return None
 
 
-def tags(config: AutoSparseConfig | None) -> list[str]:
+def tags(config: SparseConfig | None) -> list[str]:
     """What the Hub finds the model by; the method's name is among them."""
     return list(dict.fromkeys(["sparse", "autosparse", *([config.method] if config is not None else [])]))

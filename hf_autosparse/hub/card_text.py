@@ -10,7 +10,7 @@ import torch
 import transformers
 import yaml
 
-from ..config import AutoSparseConfig
+from ..methods import SparseConfig
 from ..reports.layer_types import layer_type
 from ..reports.sparsity import LayerRow, SparsityReport
 from ..utils.version import __version__
@@ -137,12 +137,12 @@ def _figures(paths: tuple[str, ...]) -> str:
     return "## Figures\n\n" + "\n\n".join(pictures) if pictures else ""
 
 
-def _configuration(config: AutoSparseConfig | None) -> str:
+def _configuration(config: SparseConfig | None) -> str:
     if config is None:
         return ""
     versions = f"hf_autosparse {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
     return (
-        "## Sparse training\n\nThe `AutoSparseConfig` of the run (method of"
+        f"## Sparse training\n\nThe `{type(config).__name__}` of the run (method of"
         " [AutoSparse, arXiv 2304.06941](https://arxiv.org/abs/2304.06941)):\n\n"
         f"```yaml\n{yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).strip()}\n```\n\n"
         f"Written by {versions}, Python {platform.python_version()}."

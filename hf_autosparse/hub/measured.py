@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from ..config import CONFIG_NAME, AutoSparseConfig
 from ..layers.sparsify import plain_parameters, record_of
+from ..methods import CONFIG_NAME, SparseConfig
 from ..reports.checkpoint import checkpoint_report
 from ..reports.flops import layer_fraction, training_fraction
 from ..reports.sparsity import SparsityReport, sparsity_report
@@ -73,7 +73,7 @@ class Measured:
 
     report: SparsityReport
     parameters: int
-    config: AutoSparseConfig | None = None
+    config: SparseConfig | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     dense: Mapping[str, float] = field(default_factory=dict)
     flops: TheoreticalFlops | None = None
@@ -112,7 +112,7 @@ def measure(
     Raises:
         ValueError: a metric is not a finite number, or a dense metric was not measured on the sparse model.
     """
-    config: AutoSparseConfig | None = None
+    config: SparseConfig | None = None
     if isinstance(source, nn.Module):
         report, parameters = sparsity_report(source), parameter_count(source)
         record = record_of(source)
@@ -121,7 +121,7 @@ def measure(
         directory = Path(source)
         saved = checkpoint_report(directory)
         report, parameters = saved, saved.values
-        config = AutoSparseConfig.from_pretrained(directory) if (directory / CONFIG_NAME).is_file() else None
+        config = SparseConfig.from_pretrained(directory) if (directory / CONFIG_NAME).is_file() else None
         trajectory = Trajectory.load(directory) if (directory / TRAJECTORY).is_file() else None
         figures = figures_in(directory)
     return Measured(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..config import AutoSparseConfig
-from ..methods import get_method
+from ..methods import SparseConfig
 from .kinds import dense_kind_of
 from .sparse import SparseLayer
 
@@ -27,7 +27,7 @@ def qualified(module_name: str, attribute: str) -> str:
     return f"{module_name}.{attribute}" if module_name else attribute
 
 
-def select_layers(model: nn.Module, config: AutoSparseConfig) -> Selection:
+def select_layers(model: nn.Module, config: SparseConfig) -> Selection:
     """Apply the first/last rule, the patterns and the technical limits to every weight of two or more dimensions.
 
     Raises:
@@ -44,8 +44,7 @@ def select_layers(model: nn.Module, config: AutoSparseConfig) -> Selection:
     _check_patterns("dense_modules", config.dense_modules, candidates)
 
     limits = _technical_limits(model, candidates)
-    rule = config.first_last if get_method(config.method).spares_edges else "none"
-    edges = _first_and_last(model, candidates, rule)
+    edges = _first_and_last(model, candidates, config.first_last)
     for name, module in candidates.items():
         reason = limits.get(name) or edges.get(name)
         if reason is None and (pattern := _matching(name, config.dense_modules)):
@@ -174,7 +173,7 @@ def _blocks(model: nn.Module, candidates: dict[str, nn.Module]) -> list[str]:
     return blocks
 
 
-def _matching(name: str, patterns: list[str]) -> str | None:
+def _matching(name: str, patterns: Sequence[str]) -> str | None:
     """The first pattern that covers `name`, or None."""
     parts = name.split(".")
     paths = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
@@ -185,10 +184,10 @@ def _matching(name: str, patterns: list[str]) -> str | None:
     return None
 
 
-def _check_patterns(field_name: str, patterns: list[str], candidates: dict[str, nn.Module]) -> None:
+def _check_patterns(field_name: str, patterns: Sequence[str], candidates: dict[str, nn.Module]) -> None:
     for pattern in patterns:
         if any(_matching(name, [pattern]) for name in candidates):
             continue
         endings = {".".join(n.split(".")[i:]) for n in candidates for i in range(n.count(".") + 1)}
         near = difflib.get_close_matches(pattern, sorted(endings), n=5, cutoff=0.5) or sorted(candidates)[:5]
-        raise ValueError(f"AutoSparseConfig.{field_name} pattern {pattern!r} matches no layer. Near names: {near}")
+        raise ValueError(f"{field_name} pattern {pattern!r} matches no layer. Near names: {near}")

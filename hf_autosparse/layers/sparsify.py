@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import AutoSparseConfig
-from ..methods import Sparsifier, get_method
-from ..methods.distributions import SPARSITY_DISTRIBUTIONS
+from ..methods import SparseConfig, Sparsifier, method_of
 from .kinds import kind_of, require_kind, weight_of
 from .selection import qualified, select_layers
 from .sparse import SparseLayer, make_plain, make_sparse
@@ -23,12 +21,12 @@ _RECORD = "_autosparse"
 class Record:
     """What `sparsify` leaves on the model: the configuration, the sparse layers' names, why the others stayed dense."""
 
-    config: AutoSparseConfig
+    config: SparseConfig
     sparse: list[str]
     dense: dict[str, str]
 
 
-def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
+def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
     """Make the layers that `config` selects sparse, in place, and return the model.
 
     Create the optimizer afterwards: the layers gain parameters. `sparsity_report(model)` shows what was left dense,
@@ -36,16 +34,17 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
 
     Raises:
         ValueError: the model is already sparse, a pattern matches nothing, or no layer is left.
+        TypeError: `config` is no configuration of a registered method.
     """
+    method = method_of(config)
     selection = select_layers(model, config)
-    method = get_method(config.method)
     method.check_model(model, selection.sparse)
     sparsifiers = {}
     weights = {name: layer.get_parameter("weight") for name, layer in selection.sparse.items()}
-    budget = _budget(selection.sparse, config)
+    sparsities = config.layer_sparsities({name: tuple(weight.shape) for name, weight in weights.items()})
     for name, layer in selection.sparse.items():
         try:
-            sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, budget.get(name))
+            sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, sparsities[name])
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
@@ -54,14 +53,6 @@ def sparsify(model: nn.Module, config: AutoSparseConfig) -> nn.Module:
         make_sparse(layer, sparsifiers[name])
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
-
-
-def _budget(layers: Mapping[str, nn.Module], config: AutoSparseConfig) -> dict[str, float]:
-    """Each layer's share of `target_sparsity`; empty for a method that has no budget."""
-    if config.target_sparsity is None or config.learns_target:
-        return {}
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    return SPARSITY_DISTRIBUTIONS[config.sparsity_distribution](shapes, config.target_sparsity)
 
 
 def record_of(model: nn.Module) -> Record | None:

@@ -6,81 +6,44 @@ resuming need no special code. It knows nothing of Trainer, and Trainer nothing 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Collection
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import boundary
-from .schedules import alpha_at
-
-if TYPE_CHECKING:
-    from ..config import AutoSparseConfig
-
-# Fields of AutoSparseConfig that only some methods read; the others hold for all.
-ANNEALING = frozenset(
-    {"alpha_init", "alpha_schedule", "alpha_beta", "alpha_epochs", "alpha_zero_epoch", "alpha_update"}
-)
-LEARNING = frozenset({"threshold_lr", "threshold_weight_decay", "clip_thresholds"})  # of the sparsifier's parameters
-THRESHOLDS = LEARNING | {"threshold_init", "threshold_granularity", "max_layer_sparsity"}
-BUDGET = frozenset({"target_sparsity", "sparsity_distribution"})  # a sparsity for each layer, kept by the method itself
-TARGET = frozenset({"target_sparsity", "target_ramp"})  # one for all layers together, held by target.py
-METHOD_FIELDS = ANNEALING | THRESHOLDS | BUDGET | TARGET | {"backward_sparsity"}
-
-_REGISTRY: dict[str, type[Sparsifier]] = {}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands: `epoch` (float, epochs done) of `epochs`, `step` (optimizer steps done) of `steps`."""
-
-    epoch: float
-    epochs: float
-    step: int
-    steps: int
-
-    def after_step(self) -> Progress:
-        """Where the step to come will have led, as `end_step` sees it; `epoch` stays what it is."""
-        return dataclasses.replace(self, step=self.step + 1)
-
-
-@dataclass(frozen=True)
-class Options:
-    """A method's own options; subclasses validate in `__post_init__`. This one has none."""
+from .config import SparseConfig, add_config_class
+from .progress import Progress
+from .settings import Annealing
 
 
 class Sparsifier(nn.Module):
     """Turns a layer's weight into its effective weight.
 
-    Class attributes: `name` (for `AutoSparseConfig(method=...)`), `reference`, `Options`, `reads` (which of
-    METHOD_FIELDS the method reads), `default_alpha` (alpha_init and alpha_schedule where the configuration has None).
+    What a method can do is said by its configuration's class: `Annealing` (alpha), `LearnedParameters` (parameters of
+    the sparsifier), `Target` and `LearnedThresholds` (`margin` and `raise_threshold` work), `Budget` (`sparsity` is
+    reached), and `trains_with_zeros`.
 
     Args:
         weight: the layer's weight, for shape, device and initial values. Not kept.
         config: the run's configuration.
         output_dim: the dimension of `weight` that counts output channels (0 for Linear and Conv2d, 1 for Conv1D).
-        sparsity: the layer's share of `target_sparsity`; None for methods without a budget.
+        sparsity: the layer's share of the budget; 0 for methods without a budget.
     """
 
-    name: ClassVar[str]
-    reference: ClassVar[str]
-    alpha: float | None = None  # the share of the gradient that pruned weights receive; None for a method without one
-    spares_edges: ClassVar[bool] = True  # whether the configuration's `first_last` leaves layers dense
-    Options: ClassVar[type[Options]] = Options
-    reads: ClassVar[frozenset[str]] = frozenset()
-    default_alpha: ClassVar[tuple[float, str]] = (0.0, "fixed")
+    reference: ClassVar[str]  # the paper
+    config: SparseConfig
+    alpha: float | None  # the share of the gradient that pruned weights receive; None for a method without one
+    at_guard: Tensor
+    # Set by `begin_step`: the next backward passes collect the effective weight's gradient.
+    collects_gradient: bool = False
+    __call__: Callable[..., Tensor]
 
-    collects_gradient = (
-        False  # set by `begin_step`: the next backward passes shall collect the effective weight's gradient
-    )
-
-    def __init__(self, weight: Tensor, config: AutoSparseConfig, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: SparseConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__()
         self.config = config
-        self.alpha = config.alpha_init
+        self.alpha = config.alpha_init if isinstance(config, Annealing) else None
         self._gradient: Tensor | None = None
         # A buffer, so that a resumed run reports what the uninterrupted one would.
         self.register_buffer("at_guard", torch.zeros(1, dtype=torch.bool, device=weight.device))
@@ -90,7 +53,7 @@ class Sparsifier(nn.Module):
         raise NotImplementedError
 
     def forward_cached(self, weight: Tensor, cached: Tensor) -> Tensor:
-        """`forward` for another micro-batch of the same optimizer step, with the same values as `known`, detached."""
+        """`forward` for another micro-batch of the same optimizer step; `cached` is its result there, detached."""
         return self(weight)
 
     def deployed(self, weight: Tensor) -> Tensor:
@@ -99,7 +62,7 @@ class Sparsifier(nn.Module):
         return self(weight)
 
     def backward_input(self, input: Tensor) -> Tensor | None:
-        """What the weight gradient is to be computed from instead of the layer's input, same shape; None for itself."""
+        """What the weight gradient is computed from in place of the layer's input, same shape; None for the input."""
         return None
 
     def mask(self, weight: Tensor) -> Tensor:
@@ -107,21 +70,13 @@ class Sparsifier(nn.Module):
         raise NotImplementedError
 
     def initialise(self, weight: nn.Parameter) -> None:
-        """Called once by `sparsify`, without gradients, after everything was found to work: may change the weight."""
+        """Called once by `sparsify`, without gradients, after all checks have passed: may change the weight."""
 
     def begin_step(self, progress: Progress) -> None:
         """Called before every optimizer step. Sets alpha and `collects_gradient`, functions of progress alone."""
-        config = self.config
         self.collects_gradient = self.needs_gradient(progress.after_step())
-        if "alpha_init" in self.reads:
-            self.alpha = alpha_at(
-                config.alpha_schedule,
-                progress.epoch if config.alpha_update == "step" else float(int(progress.epoch + 1e-9)),
-                alpha_init=config.alpha_init,
-                length=config.alpha_epochs or progress.epochs,
-                beta=config.alpha_beta,
-                zero_epoch=config.alpha_zero_epoch,
-            )
+        if isinstance(self.config, Annealing):
+            self.alpha = self.config.alpha_at(progress)
 
     def needs_gradient(self, progress: Progress) -> bool:
         """Whether `end_step`, called with this progress, will take the gradient of the effective weight."""
@@ -145,9 +100,9 @@ class Sparsifier(nn.Module):
         self._gradient = gradient.detach().clone() if self._gradient is None else self._gradient.add_(gradient)
 
     def take_gradient(self, weight: Tensor) -> Tensor:
-        """The collected gradient, the mean over all processes; zeros if the layer was used by none (LayerDrop).
+        """The collected gradient, averaged over all processes, and forget it.
 
-        It is forgotten here.
+        Zeros if no process used the layer (LayerDrop).
         """
         gradient, self._gradient = self._gradient, None
         if gradient is None:
@@ -158,19 +113,15 @@ class Sparsifier(nn.Module):
         return gradient
 
     @torch.no_grad()
-    def limit_sparsity(self, weight: Tensor, maximum: float) -> bool:
-        """Bring the sparsity down to `maximum`, and return True. Methods that don't read `max_layer_sparsity` cannot
-        run away, or not for good: for them this does nothing and returns False."""
-        if "max_layer_sparsity" not in self.reads:
-            return False
+    def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
+        """Bring the sparsity down to `maximum`. Called where it has passed `config.sparsity_limit`."""
         shift = boundary(self.margin(weight, 1), int(maximum * weight.numel()))
         self.raise_threshold(shift.clamp(max=0))
-        return True
 
     def margin(self, weight: Tensor, stride: int) -> Tensor:
         """How far each weight is from being pruned, in the units of the threshold; it is kept where this is above 0.
 
-        Needed, with `raise_threshold`, from methods that read `target_ramp` or `max_layer_sparsity`.
+        Needed, with `raise_threshold`, from methods whose configuration is a `Target`.
 
         Returns:
             Every `stride`-th of the flattened weight, 1-dim, float32; -inf for what is pruned at any threshold.
@@ -203,7 +154,7 @@ class Sparsifier(nn.Module):
     def gradient_count(self, weight: Tensor) -> Tensor:
         """How many entries of the weight gradient a step from here on computes, on average: int64 scalar.
 
-        That of `gradient_mask`, unless the method needs a dense gradient in some steps only.
+        The count of `gradient_mask`, unless the method needs a dense gradient in some steps only.
         """
         mask = self.gradient_mask(weight)
         if mask is None:
@@ -217,21 +168,40 @@ class Sparsifier(nn.Module):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Scalars to log, averaged over layers."""
-        return {"alpha": self.alpha} if "alpha_init" in self.reads else {}
+        return {"alpha": self.alpha} if isinstance(self.config, Annealing) and self.alpha is not None else {}
 
 
-def register(cls: type[Sparsifier]) -> type[Sparsifier]:
-    """Class decorator: make `AutoSparseConfig(method=cls.name)` find this method."""
-    if _REGISTRY.get(cls.name, cls) is not cls:
-        raise ValueError(f"method {cls.name!r} is already registered by {_REGISTRY[cls.name]}; choose another name")
-    _REGISTRY[cls.name] = cls
-    return cls
+_SPARSIFIERS: dict[type[SparseConfig], type[Sparsifier]] = {}
+_Class = TypeVar("_Class", bound=type[Sparsifier])
 
 
-def registered_names() -> list[str]:
-    return sorted(_REGISTRY)
+def register(config: type[SparseConfig]) -> Callable[[_Class], _Class]:
+    """Class decorator of a sparsifier: models with a configuration of this class get such sparsifiers.
+
+    Raises:
+        ValueError: another configuration class has the same `method`.
+    """
+
+    def bind(sparsifier: _Class) -> _Class:
+        add_config_class(config)
+        _SPARSIFIERS[config] = sparsifier
+        return sparsifier
+
+    return bind
 
 
-def get_method(name: str) -> type[Sparsifier]:
-    """The class registered under `name`. Raises KeyError for an unknown name."""
-    return _REGISTRY[name]
+def method_of(config: SparseConfig | type[SparseConfig]) -> type[Sparsifier]:
+    """The sparsifier class of a configuration, or of a configuration class.
+
+    Raises:
+        TypeError: it is no configuration of a registered method.
+    """
+    found = config if isinstance(config, type) else type(config)
+    if found in _SPARSIFIERS:
+        return _SPARSIFIERS[found]
+    if isinstance(config, SparseConfig):
+        raise TypeError(f"{found.__name__} has no sparsifier: decorate one with @register({found.__name__})")
+    raise TypeError(
+        f"config = {config!r}: expected a configuration such as AutoSparseConfig(); turn a dict into one with"
+        " SparseConfig.from_dict"
+    )

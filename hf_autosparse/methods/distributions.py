@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
+Distribution = Literal["uniform", "erk"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -33,4 +35,7 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
         dense |= full
 
 
-SPARSITY_DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"uniform": uniform, "erk": erk}
+SPARSITY_DISTRIBUTIONS: dict[Distribution, Callable[[Shapes, float], dict[str, float]]] = {
+    "uniform": uniform,
+    "erk": erk,
+}

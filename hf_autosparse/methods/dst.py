@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import binary_step
-from ..utils.validation import check_number
-from .base import LEARNING, TARGET, Options, Progress, Sparsifier, register
+from .base import Sparsifier, register
+from .progress import Progress
+from .settings import LearnedThresholds
 
 FEWEST = 0.01  # a layer that keeps no more than this share of its weights starts over
 
 
-@dataclass(frozen=True)
-class DSTOptions(Options):
-    """`penalty`: the authors' alpha, the weight of `sum exp(-t)` in the loss, which drives the thresholds up."""
+@dataclass(frozen=True, kw_only=True)
+class DSTConfig(LearnedThresholds):
+    """DST: a learned hard threshold for each output channel.
+
+    Args:
+        penalty: the authors' alpha, the weight of `sum exp(-t)` in the loss, which drives the thresholds up.
+    """
+
+    method: ClassVar[str] = "dst"
 
     penalty: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_number("AutoSparseConfig.options['penalty']", self.penalty, 0, math.inf)
+        super().__post_init__()
+        self.check_number("penalty", 0, math.inf)
 
 
-@register
+@register(DSTConfig)
 class DST(Sparsifier):
     """`w_hat = w step(|w| - t)`, one threshold t per output channel, from 0; the step has an estimated derivative.
 
@@ -34,12 +43,10 @@ class DST(Sparsifier):
     here by `threshold_weight_decay`, 0 by default.
     """
 
-    name = "dst"
     reference = "Liu et al. 2020, Dynamic Sparse Training, arXiv 2005.06870"
-    Options = DSTOptions
-    reads = LEARNING | TARGET | {"max_layer_sparsity"}
+    config: DSTConfig
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: DSTConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self._output_dim = output_dim
         self.threshold = nn.Parameter(torch.zeros(weight.shape[output_dim], device=weight.device))
@@ -62,7 +69,7 @@ class DST(Sparsifier):
 
     def regularise(self, weight: nn.Parameter) -> None:
         if self.threshold.grad is not None:
-            self.threshold.grad -= self.config.options.penalty * torch.exp(-self.threshold)
+            self.threshold.grad -= self.config.penalty * torch.exp(-self.threshold)
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         dying = self.mask(weight).count_nonzero() <= FEWEST * weight.numel()
@@ -72,7 +79,7 @@ class DST(Sparsifier):
         return self._distance(weight).flatten()[::stride]
 
     def raise_threshold(self, amount: Tensor) -> None:
-        self.threshold += amount
+        self.threshold.add_(amount)
 
     def metrics(self) -> dict[str, Tensor | float]:
         return super().metrics() | {"mean_threshold": self.threshold.detach().float().mean()}

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .base import register
+from .config import FirstLast, SparseConfig
 from .masked import MaskedSparsifier
 
 logger = logging.getLogger(__name__)
 
 
-@register
+@dataclass(frozen=True, kw_only=True)
+class FixedMaskConfig(SparseConfig):
+    """Fixed mask: a pruned model trains on with its zeros kept.
+
+    Args:
+        first_last: "none": the first and the last layer keep their zeros like any other.
+    """
+
+    method: ClassVar[str] = "fixed_mask"
+
+    first_last: FirstLast = "none"
+
+
+@register(FixedMaskConfig)
 class FixedMask(MaskedSparsifier):
     """The mask is `w != 0` when `sparsify` is called: zeros stay zeros, all else trains.
 
-    For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. Of the configuration only
-    `target_modules` and `dense_modules` matter: the sparsity is given, so nothing is annealed or guarded, and the first
-    and the last layer are covered like any other.
+    For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. The sparsity is given, so
+    nothing is annealed or guarded.
     """
 
-    name = "fixed_mask"
     reference = "no paper: continued training of a pruned model"
-    spares_edges = False
+    config: FixedMaskConfig
 
-    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return weight != 0
 
     @classmethod
@@ -50,5 +64,5 @@ class FixedMask(MaskedSparsifier):
                 " unless they are frozen (requires_grad_(False)): %s",
                 ", ".join(f"{name} ({zeros} zeros)" for name, zeros in lost.items()),
             )
-        if all(model.get_submodule(name).weight.all() for name in sparse):
+        if all(model.get_parameter(name).all() for name in inside):
             logger.warning("fixed_mask finds no zero in %d layers: is this the pruned checkpoint?", len(sparse))

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from ..functional import largest
-from .base import ANNEALING, BUDGET, Progress, register
-from .masked import MaskedSparsifier, Periodic, kept_count
+from .base import register
+from .masked import MaskedSparsifier, kept_count
+from .progress import Progress
 from .schedules import cubic_sparsity
+from .settings import Annealing, Budget, Periodic
 
 
-@register
+@dataclass(frozen=True, kw_only=True)
+class GMPConfig(Budget, Periodic, Annealing):
+    """GMP: the smallest weights are pruned step by step.
+
+    Args:
+        alpha_init: 0, the authors' way: pruned weights are frozen.
+    """
+
+    method: ClassVar[str] = "gmp"
+
+    alpha_init: float = 0.0
+
+
+@register(GMPConfig)
 class GMP(MaskedSparsifier):
     """Dense at first; every `every` steps the smallest weights are pruned, `s = s_f (1 - (1 - p)^3)`, until `until`.
 
@@ -19,21 +37,18 @@ class GMP(MaskedSparsifier):
     frozen at the value they had; with alpha > 0 (Gradient Annealing) they go on learning and come back more easily.
     """
 
-    name = "gmp"
     reference = "Zhu & Gupta 2017, To Prune, or Not to Prune, arXiv 1710.01878"
-    Options = Periodic
-    reads = ANNEALING | BUDGET
+    config: GMPConfig
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: GMPConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self.final_sparsity = sparsity
 
-    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return torch.ones_like(weight, dtype=torch.bool)
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
-        options = self.config.options
-        ends = options.ends(progress)  # the full sparsity is reached for sure
-        if ends or options.due(progress):
-            wanted = cubic_sparsity(1.0 if ends else options.progress(progress), self.final_sparsity)
+        is_last = self.config.is_last(progress)  # every run reaches the full sparsity
+        if is_last or self.config.is_due(progress):
+            wanted = cubic_sparsity(1.0 if is_last else self.config.fraction_done(progress), self.final_sparsity)
             self.kept.copy_(largest(weight.abs(), kept_count(weight, wanted)))

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from ..utils.validation import check_choice
-from .base import Progress, register
-from .rigl import RigL
-from .set_ import DropAndGrow
+from .base import register
+from .progress import Progress
+from .rigl import RigL, RigLConfig
+
+Growth = Literal["gradient", "random"]
 
 
-@dataclass(frozen=True)
-class ITOPOptions(DropAndGrow):
-    """`growth`: "gradient" (the authors' RigL-ITOP) or "random" (SET-ITOP, for which they give `every` as 1500)."""
+@dataclass(frozen=True, kw_only=True)
+class ITOPConfig(RigLConfig):
+    """ITOP: rare changes of many weights, to the end of training.
+
+    Args:
+        growth: "gradient" (the authors' RigL-ITOP) or "random" (SET-ITOP, for which they give `every` as 1500).
+    """
+
+    method: ClassVar[str] = "itop"
 
     every: int = 4000
     until: float = 1.0
     drop_fraction: float = 0.5
-    growth: str = "gradient"
+    growth: Growth = "gradient"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("AutoSparseConfig.options['growth']", self.growth, ["gradient", "random"])
+        self.check_choice("growth", get_args(Growth))
 
 
-@register
+@register(ITOPConfig)
 class ITOP(RigL):
     """RigL or SET that explores on: rare changes of half the kept weights, to the end, so that each gets time to train.
 
@@ -34,24 +42,24 @@ class ITOP(RigL):
     metric `explored` is the paper's rate R_s: the share of weights that were active at some time.
     """
 
-    name = "itop"
     reference = "Liu et al. 2021, In-Time Over-Parameterization, arXiv 2102.02887"
-    Options = ITOPOptions
+    config: ITOPConfig
+    explored: Tensor
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: ITOPConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self.register_buffer("explored", self.kept.clone())
 
     def needs_gradient(self, progress: Progress) -> bool:
-        return self.config.options.growth == "gradient" and super().needs_gradient(progress)
+        return self.config.growth == "gradient" and super().needs_gradient(progress)
 
     def gradient_count(self, weight: Tensor) -> Tensor:
-        if self.config.options.growth == "random":
+        if self.config.growth == "random":
             return self.kept.count_nonzero()
         return super().gradient_count(weight)
 
-    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
-        if self.config.options.growth == "random":
+    def growth_score(self, weight: Tensor, progress: Progress) -> Tensor | None:
+        if self.config.growth == "random":
             return self.random_score(weight, progress.step)
         return super().growth_score(weight, progress)
 

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..utils.validation import check_number
-from .base import LEARNING, TARGET, Options, Sparsifier, register
+from .base import Sparsifier, register
+from .settings import LearnedThresholds
 
 
-@dataclass(frozen=True)
-class LTPOptions(Options):
-    """`temperature`: width of the soft mask, in units of `scale`.
+@dataclass(frozen=True, kw_only=True)
+class LTPConfig(LearnedThresholds):
+    """LTP: a learned threshold for each layer, with a soft mask in training.
 
-    `penalty`: weight of the soft count of kept weights in the loss, which drives the thresholds up.
+    Args:
+        temperature: width of the soft mask, in units of the mean square of the layer's initial weights.
+        penalty: weight of the soft count of kept weights in the loss, which drives the thresholds up.
     """
+
+    method: ClassVar[str] = "ltp"
+    trains_with_zeros: ClassVar[bool] = False
 
     temperature: float = 1e-3
     penalty: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_number("AutoSparseConfig.options['temperature']", self.temperature, 0, math.inf, low_open=True)
-        check_number("AutoSparseConfig.options['penalty']", self.penalty, 0, math.inf)
+        super().__post_init__()
+        self.check_number("temperature", 0, math.inf, low_open=True)
+        self.check_number("penalty", 0, math.inf)
 
 
-@register
+@register(LTPConfig)
 class LTP(Sparsifier):
     """`w_hat = w sigmoid((w^2 - tau) / T)`, one learned tau per layer, from 0; what is saved is w where w^2 > tau.
 
@@ -38,12 +45,11 @@ class LTP(Sparsifier):
     the sparsity wanted. The forward is dense in training, whatever the recorded sparsity says.
     """
 
-    name = "ltp"
     reference = "Azarian et al. 2020, Learned Threshold Pruning, arXiv 2003.00075"
-    Options = LTPOptions
-    reads = LEARNING | TARGET | {"max_layer_sparsity"}
+    config: LTPConfig
+    scale: Tensor
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: LTPConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         scale = weight.detach().float().square().mean().view(1)
         if not scale > 0:
@@ -54,7 +60,7 @@ class LTP(Sparsifier):
     def _distance(self, weight: Tensor) -> Tensor:
         """`(w^2 - tau) / T`, float32."""
         squares = weight.float().square() / self.scale.float()
-        return (squares - self.threshold.float()) / self.config.options.temperature
+        return (squares - self.threshold.float()) / self.config.temperature
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * torch.sigmoid(self._distance(weight.detach())).to(weight.dtype)
@@ -71,14 +77,14 @@ class LTP(Sparsifier):
     def regularise(self, weight: nn.Parameter) -> None:
         if self.threshold.grad is not None:
             soft = torch.sigmoid(self._distance(weight))
-            pull = (soft * (1.0 - soft)).sum() / self.config.options.temperature
-            self.threshold.grad -= self.config.options.penalty * pull
+            pull = (soft * (1.0 - soft)).sum() / self.config.temperature
+            self.threshold.grad -= self.config.penalty * pull
 
     def margin(self, weight: Tensor, stride: int) -> Tensor:
         return weight.flatten()[::stride].float().square() / self.scale.float() - self.threshold.float()
 
     def raise_threshold(self, amount: Tensor) -> None:
-        self.threshold += amount
+        self.threshold.add_(amount)
 
     def metrics(self) -> dict[str, Tensor | float]:
         """`mean_threshold`: the magnitude below which weights are pruned."""

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..functional import masked_weight
-from ..utils.validation import check_count, check_number
-from .base import Options, Progress, Sparsifier
+from ..functional import largest, masked_weight
+from .base import Sparsifier
+from .config import SparseConfig
 
 
 class MaskedSparsifier(Sparsifier):
     """`w_hat = w * kept`; pruned weights get alpha times their gradient. `kept`: bool buffer, the weight's shape."""
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    kept: Tensor
+
+    def __init__(self, weight: Tensor, config: SparseConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self.register_buffer("kept", self.first_mask(weight.detach(), sparsity))
 
-    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
-        """The mask before training."""
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
+        """The mask before training: bool, the weight's shape."""
         raise NotImplementedError
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -30,30 +32,24 @@ class MaskedSparsifier(Sparsifier):
         return self.kept
 
 
-@dataclass(frozen=True)
-class Periodic(Options):
-    """`every`: optimizer steps between changes of the mask. `until`: fraction of training after which none comes."""
+class RandomMaskSparsifier(MaskedSparsifier):
+    """Starts from a random mask, and draws numbers that are equal on every process, on any device and after a resume.
 
-    every: int = 100
-    until: float = 0.75
+    `seed`: int64 buffer of shape (1,), drawn once from torch's generator.
+    """
 
-    def __post_init__(self) -> None:
-        check_count("AutoSparseConfig.options['every']", self.every)
-        check_number("AutoSparseConfig.options['until']", self.until, 0, 1, low_open=True)
+    seed: Tensor
 
-    def progress(self, progress: Progress) -> float:
-        """How far the changing of masks has come, in [0, 1]; it ends at `until`."""
-        return min(1.0, progress.step / (self.until * progress.steps))
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
+        self.register_buffer("seed", torch.randint(2**31, (1,)))
+        return largest(self.random_score(weight, step=0), kept_count(weight, sparsity))
 
-    def due(self, progress: Progress) -> bool:
-        """Whether the mask changes after step `progress.step`."""
-        return progress.step > 0 and progress.step % self.every == 0 and self.progress(progress) < 1.0
-
-    def ends(self, progress: Progress) -> bool:
-        """Whether this is the step at which `until` is reached; it comes in every run."""
-        return progress.step == max(1, round(self.until * progress.steps))
+    def random_score(self, weight: Tensor, step: int) -> Tensor:
+        """Uniform numbers of the weight's shape, which depend on the layer's seed and the step alone."""
+        generator = torch.Generator().manual_seed(int(self.seed) + step)
+        return torch.rand(weight.shape, generator=generator).to(weight.device)  # drawn on the CPU: equal on any device
 
 
 def kept_count(weight: Tensor, sparsity: float) -> int:
-    """How many weights a layer keeps at `sparsity`, rounded, and never none."""
+    """How many weights a layer keeps at `sparsity`, rounded, and at least one."""
     return max(1, weight.numel() - math.floor(sparsity * weight.numel() + 0.5))

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import masked_weight, n_of_m_mask
-from ..utils.validation import check_count, check_number
-from .base import ANNEALING, Options, Sparsifier, register
+from .base import Sparsifier, register
+from .settings import Annealing
 
 
-@dataclass(frozen=True)
-class NMOptions(Options):
-    """`n` of every `m` consecutive weights along the input are kept. `decay`: SR-STE's pull of pruned weights to 0."""
+@dataclass(frozen=True, kw_only=True)
+class NMConfig(Annealing):
+    """N:M: the n largest of every m weights, which a GPU multiplies faster.
+
+    Args:
+        n: weights kept of every `m` consecutive ones along the input.
+        m: size of a group; it divides the number of inputs of every sparse layer.
+        pruned_decay: SR-STE's pull of pruned weights to 0, added to their gradient as `pruned_decay * w`.
+    """
+
+    method: ClassVar[str] = "nm"
 
     n: int = 2
     m: int = 4
-    decay: float = 2e-4
+    pruned_decay: float = 2e-4
 
     def __post_init__(self) -> None:
-        check_count("AutoSparseConfig.options['m']", self.m, 2)
-        check_count("AutoSparseConfig.options['n']", self.n)
+        super().__post_init__()
+        self.check_count("m", 2)
+        self.check_count("n")
         if self.n >= self.m:
-            raise ValueError(f"AutoSparseConfig.options['n'] = {self.n} is not allowed: use less than m = {self.m}")
-        check_number("AutoSparseConfig.options['decay']", self.decay, 0, float("inf"))
+            raise self.reject("n", f"less than m = {self.m}")
+        self.check_number("pruned_decay", 0, math.inf)
 
 
-@register
+@register(NMConfig)
 class NM(Sparsifier):
     """The n largest of every m weights along the input (input channels of a convolution), chosen anew in each forward.
 
-    alpha 1 (the default) is the straight-through estimator; annealing it gives "N:M + GA". `decay * w` is added to the
-    gradient of pruned weights (SR-STE; the authors' ImageNet value by default). The sparsity is `1 - n / m`.
+    alpha 1 (the default) is the straight-through estimator; annealing it gives "N:M + GA". `pruned_decay * w` is
+    added to the gradient of pruned weights (SR-STE; the authors' ImageNet value by default). The sparsity is
+    `1 - n / m`.
     """
 
-    name = "nm"
     reference = "Zhou et al. 2021, Learning N:M Fine-grained Structured Sparse Networks (SR-STE), arXiv 2102.04010"
-    Options = NMOptions
-    reads = ANNEALING
-    default_alpha = (1.0, "fixed")
+    config: NMConfig
+    alpha: float
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: NMConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self._input_dim = 1 - output_dim
-        size, m = weight.shape[self._input_dim], config.options.m
+        size, m = weight.shape[self._input_dim], config.m
         if size % m:
             raise ValueError(
                 f"its {size} inputs do not divide into groups of m = {m}: list the layer in dense_modules, or choose"
@@ -53,13 +63,13 @@ class NM(Sparsifier):
             )
 
     def mask(self, weight: Tensor) -> Tensor:
-        options, dim = self.config.options, self._input_dim
+        dim = self._input_dim
         inputs_last = weight.detach().abs().movedim(dim, -1)
-        return n_of_m_mask(inputs_last, options.n, options.m).movedim(-1, dim)
+        return n_of_m_mask(inputs_last, self.config.n, self.config.m).movedim(-1, dim)
 
     def forward(self, weight: Tensor) -> Tensor:
         return masked_weight(weight, self.mask(weight), self.alpha)
 
     def regularise(self, weight: nn.Parameter) -> None:
-        if self.config.options.decay and weight.grad is not None:
-            weight.grad += torch.where(self.mask(weight), 0, self.config.options.decay * weight)
+        if self.config.pruned_decay and weight.grad is not None:
+            weight.grad += torch.where(self.mask(weight), 0, self.config.pruned_decay * weight)

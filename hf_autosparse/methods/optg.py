@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import largest, score_masked_weight
-from .base import BUDGET, LEARNING, Progress, register
+from .base import register
 from .masked import MaskedSparsifier, kept_count
+from .progress import Progress
+from .settings import Budget, LearnedParameters
 
 STEEPEST = 20.0  # epochs: shorter runs than the authors' 100 go through the same curve, not through its middle only
 
 
-@register
+@dataclass(frozen=True, kw_only=True)
+class OptGConfig(Budget, LearnedParameters):
+    """OptG: a trained score for each weight; the sparsity rises over training."""
+
+    method: ClassVar[str] = "optg"
+
+
+@register(OptGConfig)
 class OptG(MaskedSparsifier):
     """Keeps the weights whose trained score is largest; the sparsity rises along a sigmoid over training.
 
@@ -26,22 +37,21 @@ class OptG(MaskedSparsifier):
     together once an epoch; here each layer has its share of the budget and ranks anew in each step.
     """
 
-    name = "optg"
     reference = "Zhang et al. 2022, Gradient is All You Need (OptG), arXiv 2201.12826"
-    reads = BUDGET | LEARNING
+    config: OptGConfig
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: OptGConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self.final_sparsity = sparsity
         self._share = 0.0
         self.score = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
 
-    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return torch.ones_like(weight, dtype=torch.bool)
 
     @staticmethod
     def share(progress: Progress) -> float:
-        """How much of the sparsity, and of the scores' learning rate, training has come to: 0 to 1."""
+        """The share of the final sparsity, and of the scores' learning rate, that holds now: 0 to 1."""
         if progress.step >= progress.steps:
             return 1.0
         epochs = max(progress.epochs, STEEPEST)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import ClassVar
 
-from .base import Progress, register
-from .set_ import SET
+from torch import Tensor
+
+from .base import register
+from .progress import Progress
+from .set_ import SET, DropAndGrow
 
 
-@register
+@dataclass(frozen=True, kw_only=True)
+class RigLConfig(DropAndGrow):
+    """RigL: drops the smallest weights and grows where the gradient is largest."""
+
+    method: ClassVar[str] = "rigl"
+
+
+@register(RigLConfig)
 class RigL(SET):
     """SET that grows where the gradient of the effective weight is largest.
 
@@ -16,22 +27,22 @@ class RigL(SET):
     and is forgotten at once. In the theoretical FLOPs it counts once in `every` steps while masks change.
     """
 
-    name = "rigl"
     reference = "Evci et al. 2020, Rigging the Lottery, arXiv 1911.11134"
-    _dense_share = 0.0  # of the steps, those that need a dense gradient
+    config: RigLConfig
+    _dense_share = 0.0  # the share of the steps that needs a dense gradient
 
     def needs_gradient(self, progress: Progress) -> bool:
-        return self.config.options.due(progress)
+        return self.config.is_due(progress)
 
     def begin_step(self, progress: Progress) -> None:
         super().begin_step(progress)
-        options = self.config.options
-        self._dense_share = 1.0 / options.every if options.progress(progress.after_step()) < 1.0 else 0.0
+        changes = self.config.fraction_done(progress.after_step()) < 1.0
+        self._dense_share = 1.0 / self.config.every if changes else 0.0
 
     def gradient_count(self, weight: Tensor) -> Tensor:
         active = self.kept.count_nonzero()
         return active + ((weight.numel() - active) * self._dense_share).round().long()
 
-    def growth_score(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
+    def growth_score(self, weight: Tensor, progress: Progress) -> Tensor | None:
         gradient = self.take_gradient(weight)
         return gradient.abs() if gradient.any() else None

@@ -6,6 +6,9 @@ of epochs over which the schedule runs. Each schedule maps `t / length` to the f
 
 import math
 from collections.abc import Callable
+from typing import Literal
+
+AlphaSchedule = Literal["fixed", "linear", "cosine", "sigmoid", "sigmoid-cosine", "exponential"]
 
 SIGMOID_START, SIGMOID_END = -6.0, 6.0  # L0 and L1 of eq. 3
 
@@ -44,7 +47,7 @@ def exponential(t: float, length: float, beta: float) -> float:
     return math.exp(-beta * t)
 
 
-ALPHA_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+ALPHA_SCHEDULES: dict[AlphaSchedule, Callable[[float, float, float], float]] = {
     "fixed": fixed,
     "linear": linear,
     "cosine": cosine,
@@ -55,7 +58,7 @@ ALPHA_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 
 
 def alpha_at(
-    schedule: str,
+    schedule: AlphaSchedule,
     t: float,
     *,
     alpha_init: float,

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import largest
-from ..utils.validation import check_count, check_number
-from .base import ANNEALING, BUDGET, Options, Progress, register
+from .base import register
 from .masked import MaskedSparsifier, kept_count
+from .progress import Progress
+from .settings import Annealing, Budget
 
 
-@dataclass(frozen=True)
-class SWATOptions(Options):
-    """`every`: steps between two selections of weights. `activations`: sparsity of the activations that the weight
-    gradient is computed from; None for the layer's own."""
+@dataclass(frozen=True, kw_only=True)
+class SWATConfig(Budget, Annealing):
+    """SWAT-U: the largest weights compute, and learn from the largest activations.
+
+    Args:
+        every: optimizer steps between two selections of weights.
+        activation_sparsity: sparsity of the activations that the weight gradient is computed from; None for that of the
+            layer's weight.
+    """
+
+    method: ClassVar[str] = "swat"
 
     every: int = 5
-    activations: float | None = None
+    activation_sparsity: float | None = None
 
     def __post_init__(self) -> None:
-        check_count("AutoSparseConfig.options['every']", self.every)
-        check_number("AutoSparseConfig.options['activations']", self.activations, 0, 1, optional=True, high_open=True)
+        super().__post_init__()
+        self.check_count("every")
+        self.check_number("activation_sparsity", 0, 1, optional=True, high_open=True)
 
 
-@register
+@register(SWATConfig)
 class SWAT(MaskedSparsifier):
     """SWAT-U: forward and input gradient with the largest weights, weight gradient from the largest activations.
 
@@ -36,18 +46,15 @@ class SWAT(MaskedSparsifier):
     theirs does, and costs time.
     """
 
-    name = "swat"
     reference = "Raihan & Aamodt 2020, Sparse Weight Activation Training, arXiv 2001.01969"
-    Options = SWATOptions
-    reads = ANNEALING | BUDGET
-    default_alpha = (1.0, "fixed")
+    config: SWATConfig
 
-    def __init__(self, weight: Tensor, config, output_dim: int = 0, sparsity: float | None = None):
+    def __init__(self, weight: Tensor, config: SWATConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
-        given = config.options.activations
+        given = config.activation_sparsity
         self.activation_sparsity = sparsity if given is None else given
 
-    def first_mask(self, weight: Tensor, sparsity: float | None) -> Tensor:
+    def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return largest(weight.abs(), kept_count(weight, sparsity))
 
     def backward_input(self, input: Tensor) -> Tensor:
@@ -58,9 +65,9 @@ class SWAT(MaskedSparsifier):
         return torch.where(mask, examples, 0).view_as(input)
 
     def gradient_count(self, weight: Tensor) -> Tensor:
-        """That of the multiplications, in weights: each entry costs the share of activations that is left."""
+        """Counts multiplications in units of weights: each entry costs the share of activations that is left."""
         return (super().gradient_count(weight) * (1.0 - self.activation_sparsity)).round().long()
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
-        if progress.step % self.config.options.every == 0:
+        if progress.step % self.config.every == 0:
             self.kept.copy_(largest(weight.abs(), int(self.kept.sum())))

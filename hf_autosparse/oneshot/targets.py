@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AutoSparseConfig
 from ..layers.kinds import matrix_of
 from ..layers.selection import _matching, select_layers
+from ..methods import AutoSparseConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.crossover import measure_layers
 from ..layers.sparsify import sparse_layers
-from ..methods import Progress
+from ..methods import Annealing, Progress, Target
 from ..utils.validation import check_count
 from .target import hold_target
 
@@ -82,11 +82,12 @@ class SparseTraining:
         check_count("start_step", start_step, low=0)
         if steps_per_epoch is not None:
             check_count("steps_per_epoch", steps_per_epoch)
-        elif self.config.alpha_update == "epoch" and self.config.alpha_schedule not in (None, "fixed"):
-            raise ValueError(
-                "alpha_update='epoch' needs a training set with a length (steps_per_epoch): without one, use"
-                " alpha_update='step'"
-            )
+        elif isinstance(self.config, Annealing) and self.config.alpha_update == "epoch":
+            if self.config.alpha_schedule != "fixed":
+                raise ValueError(
+                    "alpha_update='epoch' needs a training set with a length (steps_per_epoch): without one, use"
+                    " alpha_update='step'"
+                )
         self.steps, self.step, self.accumulation = steps, start_step, accumulation
         self.steps_per_epoch = steps_per_epoch
         self._in_step = False
@@ -134,8 +135,9 @@ class SparseTraining:
             grown = layer.end_step(progress)
             if grown is not None:
                 reset_optimizer_state(optimizer, layer.weight, grown)
-        if self.config.learns_target:
-            hold_target(self.layers.values(), self.config.target_sparsity, self.config.target_ramp, progress)
+        config = self.config
+        if isinstance(config, Target) and config.target_sparsity is not None:
+            hold_target(self.layers.values(), config.target_sparsity, config.target_ramp, progress)
         if self.step % GUARD_INTERVAL == 0 or self.step == self.steps:
             self.guard()
 
@@ -153,7 +155,7 @@ class SparseTraining:
             FloatingPointError: names the layers whose sparsifier holds NaN or infinity.
         """
         layers = self.layers
-        maximum = self.config.max_layer_sparsity
+        maximum = self.config.sparsity_limit
         kept = torch.stack([layer.sparsifier.mask(layer.weight).sum() for layer in layers.values()])
         finite = torch.stack([layer.sparsifier.is_finite() for layer in layers.values()])
         counts, is_finite = torch.stack([kept, finite.to(kept)]).tolist()
@@ -165,7 +167,9 @@ class SparseTraining:
             )
         for (name, layer), count in zip(layers.items(), counts, strict=True):
             size = layer.weight.numel()
-            held = size - count > int(maximum * size) and layer.sparsifier.limit_sparsity(layer.weight, maximum)
+            held = size - count > int(maximum * size)
+            if held:
+                layer.sparsifier.limit_sparsity(layer.weight, maximum)
             layer.sparsifier.at_guard.fill_(held)
             if held and name not in self._warned:
                 self._warned.add(name)

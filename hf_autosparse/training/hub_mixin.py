@@ -16,11 +16,11 @@ import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from ..config import AutoSparseConfig
 from ..hub import upload
 from ..hub.card import extend, tags
 from ..hub.card_text import TRAINED_FROM_SCRATCH, TRAINERS_FINE_TUNED_FROM_NOTHING, Loading
 from ..hub.measured import Evaluation, figures_in, last_evaluation, measure
+from ..methods import SparseConfig
 from ..serialization.files import CARD
 from ..utils.io import replacing
 from ._trainer_compat import TrainerBase, push_in_progress, save_model_without_pushing
@@ -39,7 +39,7 @@ class HubMixin(TrainerBase):
     if TYPE_CHECKING:
 
         @property
-        def sparse_config(self) -> AutoSparseConfig: ...
+        def sparse_config(self) -> SparseConfig: ...
 
         @property
         def trajectory(self) -> Trajectory | None: ...

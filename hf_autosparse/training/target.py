@@ -59,9 +59,10 @@ def _margin(layer: SparseLayer, stride: int) -> Tensor:
     """The layer's margins, infinite for the weights that `max_layer_sparsity` keeps in any case."""
     sparsifier = layer.sparsifier
     margin = sparsifier.margin(layer.weight, stride)
-    if "max_layer_sparsity" not in sparsifier.reads:
+    limit = sparsifier.config.sparsity_limit
+    if limit == 1.0:
         return margin
-    most = int(sparsifier.config.max_layer_sparsity * margin.numel())
+    most = int(limit * margin.numel())
     if most == 0:
         return torch.full_like(margin, math.inf)
     return torch.where(margin > margin.kthvalue(most).values, math.inf, margin)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..config import AutoSparseConfig
 from ..layers.sparse import SparseLayer
 from ..layers.sparsify import (
     folded,
@@ -23,6 +22,7 @@ from ..layers.sparsify import (
     sparsifier_parameters,
     sparsify,
 )
+from ..methods import AutoSparseConfig, LearnedParameters, SparseConfig
 from ..reports.trajectory import Trajectory
 from . import checkpoint
 from ._trainer_compat import prepared_inputs, run_directory, tracker_callbacks
@@ -53,7 +53,8 @@ class AutoSparseMixin(LossMixin, HubMixin):
     Args:
         model: a dense model, sparsified in place, or one that `sparsify` already treated.
         args: the Trainer's arguments.
-        sparse_config: None for the model's own configuration, or the default one if the model is dense.
+        sparse_config: the configuration of any method; None for the model's own, or for `AutoSparseConfig()` if the
+            model is dense.
         **kwargs: everything else the Trainer takes.
 
     What it changes: thresholds are an optimizer group of their own; the loss is the mean over all tokens of the global
@@ -68,9 +69,14 @@ class AutoSparseMixin(LossMixin, HubMixin):
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        sparse_config: AutoSparseConfig | None = None,
+        sparse_config: SparseConfig | None = None,
         **kwargs: Any,
     ):
+        if not isinstance(sparse_config, SparseConfig | None):
+            raise TypeError(
+                f"sparse_config = {sparse_config!r}: expected a configuration such as AutoSparseConfig(); turn a dict"
+                " into one with SparseConfig.from_dict"
+            )
         if isinstance(model, str):
             raise TypeError(f"model = {model!r}: load it first (from_pretrained), AutoSparse trainers take a module")
         self._sparse_config = sparse_config
@@ -98,7 +104,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
         self.add_callback(self._parts_callback)
 
     @property
-    def sparse_config(self) -> AutoSparseConfig:
+    def sparse_config(self) -> SparseConfig:
         """The configuration that the model was sparsified with."""
         if self._sparse_config is None:
             raise ValueError("there is no sparse_config yet: the trainer has no model")
@@ -135,17 +141,15 @@ class AutoSparseMixin(LossMixin, HubMixin):
             group["params"] = [p for p in group["params"] if id(p) not in ids]
         config = self.sparse_config
         if thresholds:
-            optimizer.add_param_group(
-                {
-                    "params": thresholds,
-                    "lr": self.args.learning_rate if config.threshold_lr is None else config.threshold_lr,
-                    "weight_decay": config.threshold_weight_decay,
-                }
-            )
+            group: dict[str, Any] = {"params": thresholds}
+            if isinstance(config, LearnedParameters):
+                group["lr"] = self.args.learning_rate if config.threshold_lr is None else config.threshold_lr
+                group["weight_decay"] = config.threshold_weight_decay
+            optimizer.add_param_group(group)
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if self.sparse_config.clip_thresholds:
+        if not isinstance(self.sparse_config, LearnedParameters) or self.sparse_config.clip_thresholds:
             return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # has no annotations
         weights = plain_parameters(model).values()
         return self.accelerator.clip_grad_norm_(list(weights), self.args.max_grad_norm)
@@ -328,7 +332,7 @@ class AutoSparseTrainer(AutoSparseMixin, Trainer):
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        sparse_config: AutoSparseConfig | None = None,
+        sparse_config: SparseConfig | None = None,
         **kwargs: Unpack[TrainerOptions],
     ):
         super().__init__(model, args, sparse_config, **kwargs)
@@ -341,7 +345,7 @@ class AutoSparseSeq2SeqTrainer(AutoSparseMixin, Seq2SeqTrainer):
         self,
         model: nn.Module | None = None,
         args: Seq2SeqTrainingArguments | None = None,
-        sparse_config: AutoSparseConfig | None = None,
+        sparse_config: SparseConfig | None = None,
         **kwargs: Unpack[Seq2SeqTrainerOptions],
     ):
         super().__init__(model, args, sparse_config, **kwargs)

@@ -5,12 +5,12 @@ import sys
 
 import torch
 
-from hf_autosparse import AutoSparseConfig, AutoSparseTrainer
+from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, FixedMaskConfig
 from tiny import SPARSE, StopAt, history, tiny_arguments, tiny_pairs, tiny_translator
 
 CONFIGS = {
-    "autosparse": SPARSE | {"max_layer_sparsity": 0.35, "threshold_weight_decay": 1.0},
-    "fixed_mask": {"method": "fixed_mask"},
+    "autosparse": AutoSparseConfig(**SPARSE, max_layer_sparsity=0.35, threshold_weight_decay=1.0),
+    "fixed_mask": FixedMaskConfig(),
 }
 
 
@@ -34,7 +34,7 @@ def run(output_dir: str, batch: int, stop: int | None, resume: bool, method: str
             save_steps=5,
             ddp_find_unused_parameters=False,
         ),
-        AutoSparseConfig(**CONFIGS[method]),
+        CONFIGS[method],
         train_dataset=tiny_pairs(40),
         callbacks=[StopAt(stop)] if stop else [],
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_autosparse import AutoSparseConfig, SparseTraining, sparsify
+from hf_autosparse import SparseConfig, SparseTraining, sparsify
 
 STEPS, STEPS_PER_EPOCH = 12, 4
 
 
-def sparse_net(config: AutoSparseConfig, seed: int = 0) -> nn.Sequential:
+def sparse_net(config: SparseConfig, seed: int = 0) -> nn.Sequential:
     """A convolution and two linear layers, half of whose weights are zero."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -56,9 +56,10 @@ def drive(model, optimizer, first: int, last: int, *, parts: int = 1, wrapped=No
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank, directory = torch.distributed.get_rank(), Path(sys.argv[1])
-    for name, settings in json.loads((directory / "configs.json").read_text()).items():
-        model = sparse_net(AutoSparseConfig.from_dict(settings))
+    for settings in json.loads((directory / "configs.json").read_text()):
+        config = SparseConfig.from_dict(settings)
+        model = sparse_net(config)
         wrapped = nn.parallel.DistributedDataParallel(model)
         drive(model, optimizer_of(model), 0, 8, wrapped=wrapped, rank=rank)
-        torch.save(model.state_dict(), directory / f"{name}-{rank}.pt")
+        torch.save(model.state_dict(), directory / f"{config.method}-{rank}.pt")
     torch.distributed.destroy_process_group()

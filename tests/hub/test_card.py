@@ -6,7 +6,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_autosparse import AutoSparseConfig, sparsity_report
+from hf_autosparse import AutoSparseConfig, FixedMaskConfig, SparseConfig, sparsity_report
 from hf_autosparse.hub.card import describe_loading, extend, insert, new_card
 from hf_autosparse.hub.card_text import Loading
 from hf_autosparse.hub.measured import Evaluation, Measured, TheoreticalFlops, last_evaluation, theoretical_flops
@@ -148,11 +148,12 @@ def test_what_was_not_measured_is_left_out():
 
 
 def test_configuration_and_figures():
-    config = AutoSparseConfig(method="fixed_mask", dense_modules=["fc1"])
+    config = FixedMaskConfig(dense_modules=["fc1"])
     card = parsed(new_card(measured(config=config, figures=("plots/layer_sparsity.png",)), PLAIN))
+    assert "The `FixedMaskConfig` of the run" in card.text
     assert "![layer sparsity](plots/layer_sparsity.png)" in card.text
     block = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)[1]
-    assert AutoSparseConfig.from_dict(yaml.safe_load(block)) == config
+    assert SparseConfig.from_dict(yaml.safe_load(block)) == config
     assert card.data.tags == ["sparse", "autosparse", "fixed_mask"]
     assert f"torch {torch.__version__}" in card.text
 

@@ -1,6 +1,7 @@
 """Sparse products in training compute what dense ones do, up to rounding."""
 
 import copy
+import dataclasses
 import itertools
 import pickle
 
@@ -12,10 +13,19 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, SparseTraining, finalize, folded, kernels, sparsify
+from hf_autosparse import (
+    AutoSparseConfig,
+    AutoSparseTrainer,
+    SparseConfig,
+    SparseTraining,
+    finalize,
+    folded,
+    kernels,
+    sparsify,
+)
 from hf_autosparse.layers import crossover as training_crossover
 from hf_autosparse.layers import product as sparse_product
-from hf_autosparse.methods import Progress, available_methods, get_method
+from hf_autosparse.methods import Annealing, Budget, Progress, available_methods, config_class
 from tiny import StopAt, assert_same_state, history, tiny_trainer
 
 pytestmark = pytest.mark.skipif(
@@ -47,12 +57,15 @@ def calls(monkeypatch):
     return counted
 
 
+def config_of(**settings) -> SparseConfig:
+    return SparseConfig.from_dict({"method": "autosparse"} | settings)
+
+
 def layer_of(compute, layer=None, **settings):
     """One sparse layer, the same weights every time."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 24) if layer is None else layer())
-    config = AutoSparseConfig(first_last="none", compute=compute, **(settings or STR))
-    return sparsify(model, config).train()
+    return sparsify(model, config_of(first_last="none", compute=compute, **(settings or STR))).train()
 
 
 def both(layer=None, input=None, between=lambda model: None, **settings):
@@ -104,24 +117,22 @@ def test_output_and_gradients_are_those_of_dense_products(shape, kind, calls):
     assert {"product", "input", "weight"} <= set(calls)
 
 
-METHODS = [name for name in available_methods() if get_method(name).deployed is get_method("str").deployed]
-
-
-READS = {name: get_method(name).reads for name in METHODS}
+METHODS = [name for name in available_methods() if config_class(name).trains_with_zeros]
 CASES = [
-    (name, alpha) for name in METHODS for alpha in (0.0, 0.5) if not alpha or "alpha_init" in get_method(name).reads
+    (name, alpha) for name in METHODS for alpha in (0.0, 0.5) if not alpha or issubclass(config_class(name), Annealing)
 ]
 
 
 @pytest.mark.parametrize(("method", "alpha"), CASES)
 def test_every_method_gets_the_gradients_that_it_needs(method, alpha):
     """Those of dense products, in the steps that grow weights by their gradient, too."""
-    reads = READS[method]
+    found = config_class(method)
+    fields = {field.name for field in dataclasses.fields(found)}
     settings = {"method": method}
-    settings |= {"target_sparsity": 0.75} if "target_sparsity" in reads else {}
-    settings |= {"alpha_init": alpha, "alpha_schedule": "fixed"} if "alpha_init" in reads else {}
-    settings |= {"threshold_init": {"sparsity": 0.75}} if "threshold_init" in reads else {}
-    settings |= {"backward_sparsity": 0.5} if "backward_sparsity" in reads else {}
+    settings |= {"target_sparsity": 0.75} if issubclass(found, Budget) or "target_ramp" in fields else {}
+    settings |= {"alpha_init": alpha, "alpha_schedule": "fixed"} if issubclass(found, Annealing) else {}
+    settings |= {"threshold_init": {"sparsity": 0.75}} if "threshold_init" in fields else {}
+    settings |= {"backward_sparsity": 0.5} if "backward_sparsity" in fields else {}
     collected = []
 
     def step(model):
@@ -323,7 +334,7 @@ def test_forms_are_no_state():
 
 def test_convolutions_stay_dense(calls):
     model = nn.Sequential(nn.Conv2d(4, 8, 1))
-    sparsify(model, AutoSparseConfig(first_last="none", compute="sparse", **STR)).train()
+    sparsify(model, config_of(first_last="none", compute="sparse", **STR)).train()
     model(torch.randn(2, 4, 5, 5)).sum().backward()
     assert calls == []
 
@@ -418,7 +429,7 @@ def bert_run(tmp_path, compute, size=8, steps=1, max_steps=20, **settings):
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = AutoSparseTrainer(model, args, AutoSparseConfig(compute=compute, **(settings or STR)), train_dataset=data)
+    trainer = AutoSparseTrainer(model, args, config_of(compute=compute, **(settings or STR)), train_dataset=data)
     trainer.train()
     return trainer
 
@@ -465,5 +476,5 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"AutoSparseConfig.compute = 'csr'.*'dense', 'sparse', 'auto'"):
         AutoSparseConfig(compute="csr")
     for method in sorted(set(available_methods()) - set(METHODS)):
-        with pytest.raises(ValueError, match=f"compute = 'sparse' has no effect on method '{method}'.*leave it out"):
-            AutoSparseConfig(method=method, compute="sparse")
+        with pytest.raises(ValueError, match=f"compute = 'sparse' is not allowed: method '{method}'.*leave it out"):
+            config_class(method)(compute="sparse")

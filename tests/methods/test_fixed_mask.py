@@ -1,14 +1,14 @@
-"""method="fixed_mask": zeros stay zeros, the rest trains."""
+"""`FixedMaskConfig`: zeros stay zeros, the rest trains."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_autosparse import AutoSparseCallback, AutoSparseConfig, finalize, sparse_layers, sparsify, sparsity
+from hf_autosparse import AutoSparseCallback, FixedMaskConfig, finalize, sparse_layers, sparsify, sparsity
 from tiny import history, tiny_arguments, tiny_pairs, tiny_trainer, tiny_translator
 
-CONFIG = AutoSparseConfig(method="fixed_mask")
+CONFIG = FixedMaskConfig()
 
 
 def pruned(model: nn.Module, sparsity: float = 0.5) -> nn.Module:
@@ -97,7 +97,7 @@ def test_zeros_that_are_not_kept_are_named(caplog):
     assert not caplog.records  # a padding row gets no gradient
     finalize(model)
     model["table"].weight.data[3] = 0
-    sparsify(model, AutoSparseConfig(method="fixed_mask", dense_modules=["other"]))
+    sparsify(model, FixedMaskConfig(dense_modules=["other"]))
     assert "table.weight (2 zeros), other.weight (2 zeros)" in caplog.text
 
 

@@ -1,8 +1,9 @@
 import math
+from typing import get_args
 
 import pytest
 
-from hf_autosparse.methods.schedules import ALPHA_SCHEDULES, alpha_at
+from hf_autosparse.methods.schedules import ALPHA_SCHEDULES, AlphaSchedule, alpha_at, cosine_decay, cubic_sparsity
 
 SIGMOID_OF_3 = 1 / (1 + math.exp(-3))
 
@@ -50,3 +51,12 @@ def test_cut_and_length_are_two_readings_of_alpha_zero_at_epoch():
     ends = [alpha_at("linear", t, alpha_init=1.0, length=4) for t in range(6)]
     assert cut == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.0, 0.0])
     assert ends == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0, 0.0])
+
+
+def test_schedules_of_masks():
+    assert [cubic_sparsity(p, 0.8) for p in (0.0, 0.5, 1.0, 2.0)] == pytest.approx([0, 0.7, 0.8, 0.8])
+    assert [cosine_decay(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+
+
+def test_the_names_are_those_of_the_type():
+    assert get_args(AlphaSchedule) == tuple(ALPHA_SCHEDULES)

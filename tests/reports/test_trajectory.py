@@ -9,7 +9,16 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState
 
-from hf_autosparse import AutoSparseConfig, AutoSparseTrainer, finalize, flops, layer_sparsity, sparse_layers, sparsify
+from hf_autosparse import (
+    AutoSparseConfig,
+    AutoSparseTrainer,
+    SparseConfig,
+    finalize,
+    flops,
+    layer_sparsity,
+    sparse_layers,
+    sparsify,
+)
 from hf_autosparse.reports.flops import training_fraction
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from hf_autosparse.serialization.files import MANIFEST, TRAJECTORY
@@ -139,10 +148,9 @@ def weights_0_to_9(**fields) -> nn.Module:
     """Ten weights, 0 to .9, of which T = .45 prunes five."""
     model = nn.Sequential(nn.Linear(10, 1))
     model[0].weight.data = torch.arange(10.0).div(10).reshape(1, 10)
-    fields = {"threshold_init": {"sparsity": 0.5}} | fields
-    if fields.get("method") == "fixed_mask":
-        del fields["threshold_init"]
-    return sparsify(model, AutoSparseConfig(first_last="none", **fields))
+    if fields.get("method") != "fixed_mask":
+        fields = {"method": "autosparse", "threshold_init": {"sparsity": 0.5}} | fields
+    return sparsify(model, SparseConfig.from_dict({"first_last": "none"} | fields))
 
 
 @pytest.mark.parametrize(

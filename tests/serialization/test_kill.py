@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import M2M100ForConditionalGeneration
 
-from hf_autosparse import AutoSparseConfig, finalize, pack, sparsify, unpack
+from hf_autosparse import AutoSparseConfig, FixedMaskConfig, finalize, pack, sparsify, unpack
 from hf_autosparse.serialization.pack import weight_files
 from hf_autosparse.training.checkpoint import publish, staging_directory
 from paths import PYTHONPATH
@@ -48,7 +48,7 @@ def unpack_again_and_again(directory: Path, begun) -> None:
 
 def train_and_save(directory: Path, begun) -> None:
     """What Trainer writes at the end of a run, over what is there; every second time another model."""
-    exact = AutoSparseConfig(method="fixed_mask")  # saves the weights as they are
+    exact = FixedMaskConfig()  # saves the weights as they are
     trainers = [tiny_trainer(directory / "run", model=translator(scale), config=exact) for scale in (1.0, 2.0)]
     begun()
     for number in range(1_000_000):

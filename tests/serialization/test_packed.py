@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fuzz_packed import torch_shape
-from hf_autosparse import AutoSparseConfig, PackedFormatError, finalize, pack, sparsify, unpack
+from hf_autosparse import AutoSparseConfig, FixedMaskConfig, PackedFormatError, finalize, pack, sparsify, unpack
 from hf_autosparse.serialization.bitmask_format import METADATA, PackedFile, decode, encode
 from tiny import tiny_trainer, tiny_translator
 
@@ -238,7 +238,7 @@ def test_a_fully_pruned_weight(tmp_path):
 def test_trains_on_with_its_zeros_kept(packed, tmp_path):
     model = AutoModelForSeq2SeqLM.from_pretrained(packed)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trainer = tiny_trainer(tmp_path, model=model, config=AutoSparseConfig(method="fixed_mask", first_last="none"))
+    trainer = tiny_trainer(tmp_path, model=model, config=FixedMaskConfig())
     trainer.train()
     trainer.save_model()
     after = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)

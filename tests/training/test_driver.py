@@ -11,14 +11,23 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 import drive
-from hf_autosparse import AutoSparseCallback, AutoSparseConfig, SparseTraining, sparse_layers, sparsify, sparsity
+from hf_autosparse import (
+    AutoSparseCallback,
+    AutoSparseConfig,
+    LTPConfig,
+    RigLConfig,
+    SparseTraining,
+    sparse_layers,
+    sparsify,
+    sparsity,
+)
 from hf_autosparse.training import driver
 from tiny import assert_same_state, tiny_arguments, tiny_pairs, tiny_translator
 
 METHODS = {
-    "autosparse": {"target_sparsity": 0.7, "alpha_init": 0.5, "alpha_schedule": "linear"},
-    "rigl": {"method": "rigl", "target_sparsity": 0.7, "options": {"every": 2}},
-    "ltp": {"method": "ltp", "target_sparsity": 0.7, "options": {"penalty": 1e-4}},  # a penalty before each step
+    "autosparse": AutoSparseConfig(target_sparsity=0.7, alpha_init=0.5, alpha_schedule="linear"),
+    "rigl": RigLConfig(target_sparsity=0.7, every=2),
+    "ltp": LTPConfig(target_sparsity=0.7, penalty=1e-4),  # a penalty before each step
 }
 
 
@@ -51,7 +60,7 @@ def without_dropout(model):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_plain_loop_does_what_trainer_does(tmp_path, name):
     """To the bit: two micro-batches a step, a learning rate that does not change, no clipping."""
-    config = AutoSparseConfig.from_dict(METHODS[name])
+    config = METHODS[name]
     changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "max_grad_norm": 0.0}
     arguments = tiny_arguments(tmp_path, lr_scheduler_type="constant", **changes)
     models = [sparsify(without_dropout(tiny_translator()), config) for _ in range(2)]
@@ -91,7 +100,7 @@ def test_the_example_of_the_docstring_runs():
 
 
 def test_a_resumed_loop_is_the_uninterrupted_one():
-    config = AutoSparseConfig(method="rigl", first_last="none", target_sparsity=0.5, options={"every": 2})
+    config = RigLConfig(first_last="none", target_sparsity=0.5, every=2)
     whole, first, second = (drive.sparse_net(config, seed) for seed in (0, 0, 1))
     drive.drive(whole, drive.optimizer_of(whole), 0, 8)
     before = drive.optimizer_of(first)

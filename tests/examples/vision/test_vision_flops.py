@@ -14,7 +14,7 @@ from torch import nn
 
 from examples.vision.image_model import build_model, depthwise_layers
 from examples.vision.image_recipe import load_recipe
-from hf_autosparse import AutoSparseConfig, FlopsReport, flops, sparse_layers, sparsify
+from hf_autosparse import FlopsReport, SparseConfig, flops, sparse_layers, sparsify
 from hf_autosparse.methods import Progress
 from hf_autosparse.reports.flops import layer_fraction, step_fraction
 from tiny_vision import CONFIGS
@@ -105,9 +105,7 @@ def test_rival_with_a_budget_costs_what_the_index_says(resnet50, path):
     edges = recipe["sparse"].get("first_last", "modules") == "modules"
     updates = recipe["sparse"]["method"] in ("gmp", "optg")  # the others change which weights are kept, not how many
     epochs, steps, every = recipe["training"]["num_train_epochs"], 100_000, 100
-    model = sparsify(
-        nn.Linear(100, 10, bias=False), AutoSparseConfig.from_dict(recipe["sparse"] | {"first_last": "none"})
-    )
+    model = sparsify(nn.Linear(100, 10, bias=False), SparseConfig.from_dict(recipe["sparse"] | {"first_last": "none"}))
     (layer,) = sparse_layers(model).values()
 
     def fraction(count) -> float:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from examples.vision.image_data import DataConfig
 from examples.vision.image_recipe import load_recipe
-from hf_autosparse import AutoSparseConfig
+from hf_autosparse import SparseConfig
 from paths import ROOT
 from tiny_vision import CONFIGS
 
@@ -32,7 +32,7 @@ def test_recipe_is_valid(path):
     TrainingArguments(output_dir=recipe["output_dir"], **recipe["training"])
     assert recipe["output_dir"] == f"runs/{path.stem}"
     if recipe["sparse"] is not None:
-        AutoSparseConfig.from_dict(recipe["sparse"])
+        SparseConfig.from_dict(recipe["sparse"])
     assert (recipe["sparse"] is None) == path.stem.endswith("_dense")
     header = path.read_text().partition("seed:")[0].partition("extends:")[0]
     assert header.startswith("# Reproduces:") and re.search("Seed[:,]", header) and recipe["seed"] == 1
@@ -61,7 +61,7 @@ def test_every_row_has_a_recipe_with_its_figures(shared_data):
             else:
                 assert row["method"].lower().startswith(sparse["method"])
                 assert sparse.get("target_sparsity") == (None if row["method"] == "DST" else row["sparsity"] / 100)
-                assert sparse.get("options", {}).get("power", 1.0) == (2.0 if "+PP" in row["method"] else 1.0)
+                assert sparse.get("power", 1.0) == (2.0 if "+PP" in row["method"] else 1.0)
                 assert ("alpha_init" in sparse) == ("+GA" in row["method"])
     assert len(found) == 26
 
