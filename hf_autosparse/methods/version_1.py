@@ -58,8 +58,8 @@ def to_version_2(values: Mapping[str, Any], fields: Collection[str]) -> dict[str
         )
     renamed = RENAMED.get(method, {})
     kept: dict[str, Any] = {"method": method}
-    for name, value in options.items():
-        kept[renamed.get(name, name)] = value
+    for option, value in options.items():
+        kept[renamed.get(option, option)] = value
     for name, value in values.items():
         if name in ("method", "options"):
             continue
