@@ -59,7 +59,7 @@ def to_version_2(values: Mapping[str, Any], fields: Collection[str]) -> dict[str
     renamed = RENAMED.get(method, {})
     kept: dict[str, Any] = {"method": method}
     for option, value in options.items():
-        kept[renamed.get(option, option)] = value
+        kept[renamed[option] if option in renamed else option] = value
     for name, value in values.items():
         if name in ("method", "options"):
             continue
