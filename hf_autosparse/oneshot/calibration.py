@@ -28,6 +28,9 @@ class Calibration:
     batches: list[Batch]
     source: str
 
+    def to(self, device: torch.device) -> Calibration:
+        return Calibration([batch.to(device) for batch in self.batches], self.source)
+
     def digest(self) -> str:
         """A hash of all values, by which a resumed run knows its data."""
         hashed = hashlib.sha256()

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..serialization.locate import locate
 from ..utils.progress import progress_bar
-from ..utils.validation import check_choice, check_count, check_number
+from ..utils.validation import check_choice, check_count, check_number, reject
 from .allocation import ERK, OWL, Allocation, Uniform
 from .base import OneShotMethod, Pattern
 from .calibration import Calibration, read_calibration
@@ -23,6 +24,7 @@ from .magnitude import Magnitude
 from .report import PrunedLayer, PruneReport
 from .sparsegpt import SparseGPT
 from .storage import InMemory, Storage
+from .streamed import Streamed
 from .targets import ExpertTarget, Target, find_targets
 from .units import Unit, find_units
 from .wanda import Wanda, wanda_score
@@ -59,7 +61,7 @@ class Settings:
 
 
 def prune(
-    model: nn.Module,
+    model_or_path: nn.Module | str | os.PathLike[str],
     *,
     sparsity: float | None = None,
     method: str | OneShotMethod = "sparsegpt",
@@ -75,6 +77,7 @@ def prune(
     samples: int = 128,
     max_length: int = 512,
     batch_size: int = 8,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> PruneReport:
     """Prune a trained model in one shot, and report each layer's error.
@@ -84,7 +87,10 @@ def prune(
     before it is pruned. A unit that runs several times in one forward is pruned at the first.
 
     Args:
-        model: pruned in place.
+        model_or_path: a model, pruned in place; or the directory of a saved transformers model or a repository of the
+            Hub, which needs `output`. Of a saved model one unit's weights are in memory at a time, besides those
+            outside all units and the calibration's hidden states. Finished units lie in a hidden directory beside
+            `output`: a run that was killed goes on from there when it is started again with the same arguments.
         sparsity: fraction of zeros to make in the layers that are pruned, in [0, 1); None for that of the pattern, or
             0.5.
         method: "magnitude", "wanda", "sparsegpt", or an instance with other settings: `SparseGPT(percdamp=0.1)`.
@@ -101,10 +107,13 @@ def prune(
         samples: examples of the calibration data to use, at most.
         max_length: tokens of a text, at most.
         batch_size: texts or rows in a batch, at most.
+        device: where a saved model is computed; None for a GPU if there is one, else the CPU. A model in memory is
+            computed where it is.
         progress: show a bar on a terminal if it takes longer than two seconds.
 
     Raises:
         FileExistsError: `output` exists.
+        FileNotFoundError: no model there.
         ValueError: a setting is not allowed, a layer's inputs do not divide into groups of M, a pattern matches no
             layer, or the model is sparse already (call `finalize` first).
         TypeError: calibration data of another kind.
@@ -117,19 +126,24 @@ def prune(
     out = None if output is None else Path(output)
     if out is not None and out.exists():
         raise FileExistsError(f"output = {str(out)!r} exists: remove it, or choose another directory")
-    storage: Storage = InMemory(model, tokenizer, out)
+    storage = _storage(model_or_path, tokenizer, out, device)
+    model = storage.model
     data = None
     if calibration is not None:
         data = read_calibration(
             calibration, model, storage.tokenizer, samples=samples, max_length=max_length, batch_size=batch_size
         )
+        data = data.to(storage.device) if storage.device is not None else data
     targets, dense = find_targets(model, settings.target_modules, settings.dense_modules, settings.first_last)
     _check_groups(targets, settings.pattern)
     units = find_units(model, targets)
     described = settings.to_dict(data)
     storage.begin(units, described, data)
     with evaluated(model), torch.no_grad():
-        outliers = _outliers(storage, units, settings, data, progress) if settings.allocation.needs_inputs else {}
+        outliers = storage.recall_outliers() or {}
+        if settings.allocation.needs_inputs and not outliers:
+            outliers = _outliers(storage, units, settings, data, progress)
+            storage.keep_outliers(outliers)
         blocks = {target.name: unit.name for unit in units for target in unit.targets}
         shapes = {target.name: target.shape for target in targets}
         sparsities = settings.allocation.spread(shapes, settings.sparsity, blocks, outliers)
@@ -189,6 +203,23 @@ def _settings(
         first_last,
         unreached,
     )
+
+
+def _storage(
+    model_or_path: nn.Module | str | os.PathLike[str],
+    tokenizer: Any,
+    output: Path | None,
+    device: str | torch.device | None,
+) -> Storage:
+    if isinstance(model_or_path, nn.Module):
+        if device is not None:
+            raise reject("device", device, "None for a model in memory: move the model")
+        return InMemory(model_or_path, tokenizer, output)
+    if output is None:
+        raise reject("output", None, "a directory to make, as the model is a saved one")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Streamed(locate(model_or_path, everything=True), output, torch.device(device), tokenizer)
 
 
 def _check_groups(targets: list[Target], pattern: Pattern | None) -> None:

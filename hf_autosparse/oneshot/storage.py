@@ -1,4 +1,4 @@
-"""Where a model's weights are while it is pruned: all in memory."""
+"""Where a model's weights are while it is pruned, and the case that all are in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
@@ -21,11 +22,12 @@ from .units import Unit
 class Storage(ABC):
     """The model that is pruned, and what happens to a unit's weights before and after.
 
-    `tokenizer`: for texts; None if there is none.
+    `tokenizer`: for texts; None if there is none. `device`: where batches have to be; None for where they are.
     """
 
     model: nn.Module
     tokenizer: Any
+    device: torch.device | None = None
 
     @abstractmethod
     def begin(self, units: list[Unit], settings: Mapping[str, Any], calibration: Calibration | None) -> None:
@@ -46,6 +48,14 @@ class Storage(ABC):
     @abstractmethod
     def release(self, unit: Unit) -> None:
         """The unit's weights are not needed until they are loaded again."""
+
+    @abstractmethod
+    def recall_outliers(self) -> dict[str, float] | None:
+        """Unit -> its fraction of outliers, if an earlier run has kept them."""
+
+    @abstractmethod
+    def keep_outliers(self, outliers: dict[str, float]) -> None:
+        """For a run that goes on later."""
 
     @abstractmethod
     def publish(self, report: PruneReport) -> None:
@@ -76,6 +86,12 @@ class InMemory(Storage):
         pass
 
     def release(self, unit: Unit) -> None:
+        pass
+
+    def recall_outliers(self) -> dict[str, float] | None:
+        return None
+
+    def keep_outliers(self, outliers: dict[str, float]) -> None:
         pass
 
     def publish(self, report: PruneReport) -> None:
