@@ -189,6 +189,71 @@ def _arguments(fields: Iterable[dataclasses.Field[Any]]) -> str:
     return ", ".join(parts)
 
 
+@app.command()
+def prune(
+    model: Source,
+    output: Annotated[Path, typer.Option(help="Directory to make; it must not exist yet.", show_default=False)],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of zeros to make; that of the pattern, or 0.5.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="magnitude, wanda or sparsegpt.")] = "sparsegpt",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text file, a text a line; magnitude does without.", show_default=False),
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M, such as 2:4.", show_default=False)] = None,
+    allocation: Annotated[str, typer.Option(help="uniform, erk or owl.")] = "uniform",
+    target_module: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layers to prune; may be repeated.", show_default=False)
+    ] = None,
+    dense_module: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layers to leave dense; may be repeated.", show_default=False)
+    ] = None,
+    first_last: Annotated[str, typer.Option(help="What stays dense: modules, blocks or none.")] = "modules",
+    unreached: Annotated[str, typer.Option(help="A layer that no text reaches: dense or magnitude.")] = "dense",
+    samples: Annotated[int, typer.Option(help="Texts to use, at most.")] = 128,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text, at most.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Texts in a batch, at most.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute; a GPU if there is one.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a saved model in one shot, without training.
+
+    Shows the error of each layer's output. One block's weights are in memory at a time. A run that was killed goes on when it is started again.
+
+    \b
+    Examples:
+    hf-autosparse prune user/model --sparsity 0.5 --calibration texts.txt --output pruned
+    hf-autosparse prune user/model --pattern 2:4 --method wanda --calibration texts.txt --output pruned
+    """
+    with _errors():
+        from .oneshot.prune import prune
+
+        result = prune(
+            model,
+            sparsity=sparsity,
+            method=method,
+            calibration=calibration,
+            pattern=pattern,
+            allocation=allocation,
+            target_modules=target_module,
+            dense_modules=dense_module or (),
+            first_last=first_last,
+            unreached=unreached,
+            output=output,
+            samples=samples,
+            max_length=max_length,
+            batch_size=batch_size,
+            device=device,
+        )
+        if as_json:
+            _print(result.to_json().rstrip("\n"))
+        else:
+            _show(result.parts())
+
+
 def _rewritten(verb: str, summary, output: Path) -> str:
     from rich.filesize import decimal
 

@@ -30,7 +30,7 @@ from tiny import tiny_translator
 
 ROOT = Path(__file__).resolve().parents[1]
 FC1 = "model.encoder.layers.0.fc1"
-COMMANDS = ("report", "pack", "unpack", "diff", "methods")
+COMMANDS = ("report", "pack", "unpack", "diff", "prune", "methods")
 
 
 def run(*arguments):

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..methods.config import FirstLast
 from ..serialization.locate import locate
 from ..utils.progress import progress_bar
 from ..utils.validation import check_choice, check_count, check_number, reject
@@ -43,7 +44,7 @@ class Settings:
     allocation: Allocation
     target_modules: tuple[str, ...] | None
     dense_modules: tuple[str, ...]
-    first_last: str
+    first_last: FirstLast
     unreached: str
 
     def to_dict(self, calibration: Calibration | None) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def prune(
     allocation: str | Allocation = "uniform",
     target_modules: Sequence[str] | None = None,
     dense_modules: Sequence[str] = (),
-    first_last: Literal["modules", "blocks", "none"] = "modules",
-    unreached: Literal["dense", "magnitude"] = "dense",
+    first_last: str = "modules",
+    unreached: str = "dense",
     output: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     samples: int = 128,
@@ -170,6 +171,7 @@ def _settings(
     if not isinstance(allocation, Allocation):
         check_choice("allocation", allocation, ALLOCATIONS)
         allocation = ALLOCATIONS[allocation]()
+    check_choice("first_last", first_last, get_args(FirstLast))
     check_choice("unreached", unreached, ("dense", "magnitude"))
     n_of_m = None if pattern is None else Pattern.parse(pattern)
     if sparsity is None:
@@ -200,7 +202,7 @@ def _settings(
         allocation,
         None if target_modules is None else tuple(target_modules),
         tuple(dense_modules),
-        first_last,
+        cast(FirstLast, first_last),
         unreached,
     )
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..layers.kinds import matrix_of
 from ..layers.selection import _matching, select_layers
-from ..methods import AutoSparseConfig
+from ..methods.config import FirstLast
+from ..methods.fixed_mask import FixedMaskConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +142,15 @@ class ExpertTarget(Target):
 
 
 def find_targets(
-    model: nn.Module, target_modules: Sequence[str] | None, dense_modules: Sequence[str], first_last: str
+    model: nn.Module, target_modules: Sequence[str] | None, dense_modules: Sequence[str], first_last: FirstLast
 ) -> tuple[list[Target], dict[str, str]]:
     """The weights to prune, in the order of the model's modules, and name -> why a module stays dense.
 
     Raises:
         ValueError: a pattern matches no layer, or no layer is left.
     """
-    config = AutoSparseConfig(
-        target_modules=None if target_modules is None else list(target_modules),
-        dense_modules=list(dense_modules),
-        first_last=first_last,
-    )
+    # Any method's configuration does: only what all of them share is read.
+    config = FixedMaskConfig(target_modules=target_modules, dense_modules=dense_modules, first_last=first_last)
     selection = select_layers(model, config)
     targets: list[Target] = []
     for name, module in model.named_modules():
@@ -161,7 +159,7 @@ def find_targets(
         elif name in selection.dense and (stacked := _stacked_weights(module)):
             if _matching(name, config.dense_modules):
                 continue
-            if target_modules is not None and not _matching(name, list(target_modules)):
+            if target_modules is not None and not _matching(name, target_modules):
                 continue
             del selection.dense[name]
             targets += [
