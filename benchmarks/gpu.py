@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from benchmarks.measuring import summary, write
 from hf_autosparse import functional, kernels
 from hf_autosparse.functional import n_of_m_mask
-from hf_autosparse.kernels.backends import BitmaskMatrix, SemiStructuredMatrix
+from hf_autosparse.kernels.cuda.semi_structured import SemiStructuredMatrix
 from hf_autosparse.kernels.triton import availability as gpu
+from hf_autosparse.kernels.triton.bitmask_matrix import BitmaskMatrix
 
 SHAPES = [(1024, 1024), (4096, 1024), (4096, 4096), (11008, 4096), (4096, 11008)]
 SPARSITIES = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
@@ -62,7 +63,7 @@ def threshold(shape, per_channel: bool, device: str) -> dict[str, object]:
     weight = torch.randn(shape, device=device, requires_grad=True)
     cut = torch.full((shape[0], 1) if per_channel else (1,), 0.8, device=device, requires_grad=True)
     grad = torch.randn(shape, device=device).bfloat16()
-    plain = functional._AnnealedSoftThreshold.apply
+    plain = functional.annealed_soft_threshold
 
     def run(effective) -> None:
         effective.backward(grad)
@@ -70,7 +71,7 @@ def threshold(shape, per_channel: bool, device: str) -> dict[str, object]:
 
     return {
         "plain torch": lambda: run(plain(weight, cut, ALPHA, None).bfloat16()),
-        "Triton": lambda: run(functional.annealed_soft_threshold(weight, cut, ALPHA, dtype=torch.bfloat16)),
+        "Triton": lambda: run(kernels.annealed_soft_threshold(weight, cut, ALPHA, dtype=torch.bfloat16)),
     }
 
 
@@ -88,7 +89,7 @@ def two_of_four(shape, tokens: int, device: str) -> dict[str, object]:
     x = torch.randn(tokens, shape[1], device=device).bfloat16()
     matrix = SemiStructuredMatrix(weight)
     calls = {"dense": lambda: F.linear(x, weight), "2:4": lambda: matrix.product(x)}
-    if tokens <= kernels.BACKENDS["bitmask"].most_tokens:
+    if tokens <= kernels.get_backend("bitmask").most_tokens:
         bitmask = BitmaskMatrix(weight)
         calls["bitmask"] = lambda: bitmask.product(x)
     return calls

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from hf_autosparse import kernels
-from hf_autosparse.inference.measure import _processor
+from hf_autosparse.kernels.autotune import processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -83,7 +83,7 @@ def device() -> dict[str, object]:
     """What the figures depend on. A package's version is None where it is not installed."""
     library = kernels.library()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),

@@ -24,7 +24,7 @@ from benchmarks.machine_limits import MachineLimits
 from benchmarks.measuring import device, earlier, interleaved, prune, summary, write
 from benchmarks.rivals import DENSE, SPARSE, Call, prepared
 from hf_autosparse import kernels
-from hf_autosparse.inference.measure import best_times
+from hf_autosparse.kernels.autotune import best_times
 
 NAME = "sparse_matmul"
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (4096, 1024))

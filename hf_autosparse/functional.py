@@ -1,11 +1,16 @@
-"""The reference maths in plain torch, and the choice of a kernel. Every faster version is tested against this file."""
+"""The reference maths in plain torch. Every faster version is tested against this file."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import kernels
+
+def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """`function.apply(*arguments)`, whose type torch does not declare."""
+    result: Tensor = function.apply(*arguments)
+    return result
 
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
@@ -19,12 +24,7 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 
 
 def annealed_soft_threshold(
-    weight: Tensor,
-    threshold: Tensor,
-    alpha: float,
-    backward_sparsity: float | None = None,
-    dtype: torch.dtype | None = None,
-    known: Tensor | None = None,
+    weight: Tensor, threshold: Tensor, alpha: float, backward_sparsity: float | None = None
 ) -> Tensor:
     """Soft threshold whose gradient is annealed (AutoSparse, eq. 1, 7 and 8).
 
@@ -43,26 +43,33 @@ def annealed_soft_threshold(
         backward_sparsity: eq. 8: where given and alpha > 0, the gradient is restricted to B: the weights that are
             among the `1 - backward_sparsity` largest by magnitude, or active. What lies outside B is not needed by
             either gradient, so a sparse kernel need not compute it; with alpha = 0, B is the active set.
-        dtype: of the result, which is rounded once. None: `weight`'s; but where autocast is on, gradients are recorded
-            and the GPU's kernel computes, that of autocast, to which the product would convert it in a pass of its own.
-        known: the result of an earlier call with the same arguments, which a kernel need not compute again.
     """
-    shape = None if backward_sparsity is not None and alpha > 0 else _kernel_layout(weight, threshold)
-    if shape is None:
-        effective = _AnnealedSoftThreshold.apply(weight, threshold, alpha, backward_sparsity)
-    elif kernels.gpu.takes(weight):
-        return _InOnePass.apply(weight, threshold, alpha, shape, dtype or _product_dtype(weight), known)
-    else:
-        effective = _InOnePass.apply(weight, threshold, alpha, shape, weight.dtype, known)
-    return effective if dtype is None else effective.to(dtype)
+    return apply_function(_AnnealedSoftThreshold, weight, threshold, alpha, backward_sparsity)
 
 
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """What the product that follows in training computes in. Without gradients the weight may be for saving."""
-    kind = weight.device.type
-    if torch.is_grad_enabled() and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
+def annealed_gradients(
+    weight: Tensor,
+    threshold: Tensor,
+    grad: Tensor,
+    alpha: float,
+    backward_sparsity: float | None = None,
+    for_threshold: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight and threshold in `annealed_soft_threshold`, of which `grad` is the result's gradient.
+
+    Without `for_threshold`, that of the threshold is not computed: None.
+    """
+    magnitude = weight.abs()
+    active = magnitude > threshold.to(weight.dtype)
+    grad_weight = torch.where(active, grad, grad * alpha)
+    if backward_sparsity is not None and alpha > 0:
+        allowed = active | top_magnitude_mask(magnitude, 1.0 - backward_sparsity)
+        grad_weight = torch.where(allowed, grad_weight, 0)
+    if not for_threshold:
+        return grad_weight, None
+    accumulate = torch.promote_types(grad.dtype, torch.float32)
+    pull = (grad_weight * weight.sign()).to(accumulate)
+    return grad_weight, -pull.sum_to_size(threshold.shape).to(threshold.dtype)
 
 
 class _AnnealedSoftThreshold(torch.autograd.Function):
@@ -73,76 +80,15 @@ class _AnnealedSoftThreshold(torch.autograd.Function):
         return soft_threshold(weight, threshold.to(weight.dtype))
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         weight, threshold, ctx.alpha, ctx.backward_sparsity = inputs
         ctx.save_for_backward(weight, threshold)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return *_gradients(ctx, grad, ctx.alpha, ctx.backward_sparsity), None, None
-
-
-class _InOnePass(torch.autograd.Function):
-    """The same by the kernels, in C or on a GPU in Triton: one pass over the weight in each direction."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        weight: Tensor,
-        threshold: Tensor,
-        alpha: float,
-        shape: kernels.threshold.Shape,
-        dtype: torch.dtype,
-        known: Tensor | None,
-    ) -> Tensor:
-        ctx.alpha, ctx.shape = alpha, shape
-        ctx.save_for_backward(weight, threshold)
-        if known is not None and known.dtype == dtype:
-            return known.detach()
-        if kernels.gpu.takes(weight):
-            return kernels.gpu.threshold().forward(weight, threshold, shape, dtype)
-        return kernels.threshold.forward(kernels.library(), weight, threshold, shape)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, threshold = ctx.saved_tensors
-        # Grad mode is on in a backward pass that is to be differentiated again: autograd must see the operations.
-        if torch.is_grad_enabled() or type(grad) is not Tensor:
-            gradients = _gradients(ctx, grad.to(weight.dtype), ctx.alpha, None)
-        elif kernels.gpu.takes(weight):
-            gradients = kernels.gpu.threshold().backward(weight, threshold, grad, ctx.alpha, ctx.shape)
-        else:
-            gradients = kernels.threshold.backward(kernels.library(), weight, threshold, grad, ctx.alpha, ctx.shape)
-        return *gradients, None, None, None, None
-
-
-def _gradients(ctx, grad: Tensor, alpha: float, backward_sparsity: float | None) -> tuple[Tensor, Tensor | None]:
-    weight, threshold = ctx.saved_tensors
-    magnitude = weight.abs()
-    active = magnitude > threshold.to(weight.dtype)
-    grad_weight = torch.where(active, grad, grad * alpha)
-    if backward_sparsity is not None and alpha > 0:
-        allowed = active | top_magnitude_mask(magnitude, 1.0 - backward_sparsity)
-        grad_weight = torch.where(allowed, grad_weight, 0)
-    grad_threshold = None
-    if ctx.needs_input_grad[1]:
-        accumulate = torch.promote_types(grad.dtype, torch.float32)
-        pull = (grad_weight * weight.sign()).to(accumulate)
-        grad_threshold = -pull.sum_to_size(threshold.shape).to(threshold.dtype)
-    return grad_weight, grad_threshold
-
-
-def _kernel_layout(weight: Tensor, threshold: Tensor) -> kernels.threshold.Shape | None:
-    """How the kernels see these tensors, or None where plain torch computes: other tensors, tracing, no kernels."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return None
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in (weight, threshold)):
-        return None
-    if kernels.gpu.takes(weight):
-        one_pass = kernels.gpu.threshold()
-        return None if one_pass is None else one_pass.layout(weight, threshold)
-    shape = kernels.threshold.layout(weight, threshold)
-    return shape if shape is not None and kernels.library() is not None else None
+        options = (ctx.alpha, ctx.backward_sparsity, ctx.needs_input_grad[1])
+        return *annealed_gradients(weight, threshold, grad, *options), None, None
 
 
 def top_magnitude_mask(magnitude: Tensor, density: float) -> Tensor:
@@ -221,7 +167,7 @@ def masked_weight(weight: Tensor, kept: Tensor, alpha: float = 0.0, learning: Te
         alpha: gradient factor of pruned weights, in [0, 1]: 0 freezes them, 1 is the straight-through estimator.
         learning: bool, `weight`'s shape: the backward set; None for all weights.
     """
-    return _MaskedWeight.apply(weight, kept, alpha, learning)
+    return apply_function(_MaskedWeight, weight, kept, alpha, learning)
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -230,12 +176,12 @@ class _MaskedWeight(torch.autograd.Function):
         return torch.where(kept, weight, 0)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, kept, ctx.alpha, learning = inputs
         ctx.save_for_backward(kept, learning)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         kept, learning = ctx.saved_tensors
         grad_weight = torch.where(kept, grad, grad * ctx.alpha)
         if learning is not None:
@@ -253,7 +199,7 @@ def score_masked_weight(weight: Tensor, score: Tensor, kept: Tensor) -> Tensor:
         score: `weight`'s shape; enters the backward pass only.
         kept: bool, `weight`'s shape.
     """
-    return _ScoreMaskedWeight.apply(weight, score, kept)
+    return apply_function(_ScoreMaskedWeight, weight, score, kept)
 
 
 class _ScoreMaskedWeight(torch.autograd.Function):
@@ -262,20 +208,20 @@ class _ScoreMaskedWeight(torch.autograd.Function):
         return torch.where(kept, weight, 0)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         weight, score, kept = inputs
         ctx.score_dtype = score.dtype
         ctx.save_for_backward(weight, kept)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         weight, kept = ctx.saved_tensors
         return torch.where(kept, grad, 0), (grad * weight).to(ctx.score_dtype), None
 
 
 def signed_power(x: Tensor, power: float) -> Tensor:
     """`x |x|^(power - 1)`, with its gradient `power |x|^(power - 1)`: finite at 0 for every power from 1 on."""
-    return _SignedPower.apply(x, power)
+    return apply_function(_SignedPower, x, power)
 
 
 class _SignedPower(torch.autograd.Function):
@@ -284,12 +230,12 @@ class _SignedPower(torch.autograd.Function):
         return x * x.abs() ** (power - 1.0)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.power = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return grad * ctx.power * x.abs() ** (ctx.power - 1.0), None
 
@@ -299,7 +245,7 @@ def binary_step(x: Tensor) -> Tensor:
 
     `2 - 4 |x|` up to 0.4, 0.4 up to 1, 0 beyond.
     """
-    return _BinaryStep.apply(x)
+    return apply_function(_BinaryStep, x)
 
 
 class _BinaryStep(torch.autograd.Function):
@@ -308,11 +254,11 @@ class _BinaryStep(torch.autograd.Function):
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         distance = ctx.saved_tensors[0].abs()
         slope = torch.where(distance <= 0.4, 2.0 - 4.0 * distance, 0.4)
         return grad * torch.where(distance <= 1.0, slope, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,17 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import kernels
-from ..kernels.autotune import EVERY_NUMBER, MARGIN, SPARSITIES, Ranges, Speedups, ranges
+from ..kernels import Backend, backends, get_backend
+from ..kernels.autotune import EVERY_NUMBER, MARGIN, SPARSITIES, Ranges, Speedups, Store, ranges
+from ..kernels.backends import RESERVED
 from ..layers.kinds import dense_kind_of, matrix_of
 from ..layers.sparsify import finalize, sparse_layers
 from ..utils.tables import as_text, table
-from .layers import InferenceConv2d, InferenceLayer, swap_in, swap_out
-from .measure import Crossover
+from .layers import InferenceLayer, swap_in, swap_out
+from .measure import layer_speedups
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "sparse", "dense", *(name for name in kernels.BACKENDS if name != "sparse"))
 _RECORD = "_autosparse_inference"
 
 
@@ -79,18 +76,17 @@ def to_inference(
     Args:
         model: finalized, loaded, pruned elsewhere, or from `sparsify`.
         backend: "auto": for each layer and number of tokens the faster product, as measured on this machine the first
-            time (a few seconds, kept in the user's cache). "sparse": the sparse product for every layer with at least
-            30 % zeros, on the CPU. "sparse_bfloat16": the same with the non-zeros rounded to bfloat16, 3 bytes each
-            instead of 5, for large models and few tokens; "auto" considers it where that changes no weight, as in a
-            model trained in bfloat16. "bitmask": for up to 16 tokens on a GPU. "semi_structured": on a GPU, the 2:4
-            product. "dense": undo.
-        overrides: pattern over full layer names (glob) -> one of these but "auto", whatever `backend` says.
+            time (a few seconds, kept in the user's cache). The name of a backend, such as "sparse": its sparse product
+            for every layer with at least 30 % zeros. docs/speed.md lists the backends, and what each is good for;
+            "auto" considers all whose results differ from the dense ones by rounding only. "dense": undo.
+        overrides: pattern over full layer names (glob) -> the name of a backend or "dense", whatever `backend` says.
         remeasure: measure again instead of reading the cache.
 
     Raises:
-        ValueError: an unknown backend, a pattern that matches no layer that could be sparse, "bitmask" or
-            "semi_structured" for a layer on the CPU, "semi_structured" for a weight with enough zeros that is not 2:4.
-        RuntimeError: a backend is asked for whose kernels are not available; the message says why.
+        ValueError: an unknown backend; a pattern that matches no layer that could be sparse; a backend that is asked
+            for by name, but computes on another device, or cannot take a weight with enough zeros (such as one that is
+            not 2:4).
+        RuntimeError: a backend is asked for that this machine cannot use; the message says why.
     """
     overrides = dict(overrides or {})
     _check(backend, overrides)
@@ -108,10 +104,12 @@ def to_inference(
         for name in layers
     }
     _check_devices(layers, wanted)
-    for choice in sorted(set(wanted.values()) & set(kernels.BACKENDS)):
-        form = kernels.BACKENDS[choice]
-        if not form.is_available():
-            raise RuntimeError(f"backend {choice!r} needs {form.needs}, but this machine takes {form.status()}")
+    for choice in sorted(set(wanted.values()) - set(RESERVED)):
+        asked_for = get_backend(choice)
+        if not asked_for.is_available():
+            raise RuntimeError(
+                f"backend {choice!r} needs {asked_for.requirement}, but this machine takes {asked_for.status()}"
+            )
     picker = _Picker(model, remeasure)
     picks = {name: picker.pick(name, module, wanted[name], name in overrides) for name, module in layers.items()}
     picker.save()
@@ -120,13 +118,11 @@ def to_inference(
         pick = picks[name]
         shape, size = tuple(module.weight.shape), 0
         if pick.sparse_for:
-            swap_in(module, pick.sparse_for, pick.backend, exact=pick.measured)
-            size = module.matrix_bytes
+            size = swap_in(module, pick.sparse_for, pick.backend, exact=pick.measured).matrix_bytes
         used = pick.backend if pick.sparse_for else "dense"
         rows.append(BackendRow(name, shape, pick.zeros, used, pick.reason, size))
-    on_gpu = any(kernels.gpu.takes(module.weight) for module in layers.values())
     asked = backend == "auto" or set(wanted.values()) != {"dense"}
-    status = (kernels.gpu if on_gpu else kernels).status() if asked else "not asked for"
+    status = _status(layers) if asked else "not asked for"
     setattr(model, _RECORD, InferenceReport(status, rows))
     return model.eval()
 
@@ -137,31 +133,42 @@ def inference_report(model: nn.Module) -> InferenceReport:
     Raises:
         ValueError: `to_inference` was not called on it.
     """
-    report = getattr(model, _RECORD, None)
+    report: InferenceReport | None = getattr(model, _RECORD, None)
     if report is None:
         raise ValueError(f"{type(model).__name__} was not prepared for inference: call to_inference(model) first")
     return report
 
 
 def _check(backend: str, overrides: dict[str, str]) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
+    names = [form.name for form in backends()]
+    if backend not in (*RESERVED, *names):
+        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, (*RESERVED, *names)))}")
     for pattern, choice in overrides.items():
-        if choice == "auto" or choice not in BACKENDS:
-            raise ValueError(
-                f"overrides[{pattern!r}] = {choice!r}: allowed are 'sparse', 'sparse_bfloat16' and 'dense', on a GPU"
-                " 'bitmask', 'semi_structured' and 'dense'"
-            )
+        if choice not in ("dense", *names):
+            forms = (f"{form.name!r} on {form.device}" for form in backends())
+            raise ValueError(f"overrides[{pattern!r}] = {choice!r}: allowed are 'dense', {', '.join(forms)}")
 
 
 def _check_devices(layers: Mapping[str, nn.Module], wanted: Mapping[str, str]) -> None:
+    """Refuse backends that were asked for by name for a layer on a device where they do not compute."""
     for name, layer in layers.items():
-        form = kernels.BACKENDS.get(wanted[name])
-        if form is not None and form.device != "cpu" and layer.weight.device.type != form.device:
+        weight = layer._parameters.get("weight")
+        if wanted[name] in RESERVED or weight is None:
+            continue
+        form = get_backend(wanted[name])
+        if weight.device.type != form.device:
+            others = ", ".join(repr(other.name) for other in backends(weight.device.type))
             raise ValueError(
-                f"backend {form.name!r} is for a GPU, but {name}.weight is on {layer.weight.device}: call"
-                " model.to('cuda') first, or take backend='sparse' on the CPU"
+                f"backend {form.name!r} computes on {form.device!r}, but {name}.weight is on {weight.device}: call"
+                f" model.to({form.device!r}) first, or take one of 'dense'{others and ', '}{others}"
             )
+
+
+def _status(layers: Mapping[str, nn.Module]) -> str:
+    """What the backends of the layers' devices compute with."""
+    devices = dict.fromkeys(matrix_of(layer).device.type for layer in layers.values())
+    found = dict.fromkeys(form.status() for device in devices for form in backends(device))
+    return "; ".join(found) or f"none for {', '.join(devices) or 'a model without layers'}"
 
 
 @dataclass(frozen=True)
@@ -183,9 +190,9 @@ class _Picker:
 
     def __init__(self, model: nn.Module, remeasure: bool):
         self._remeasure = remeasure
-        weights = {id(m.weight): m.weight.nbytes for m in model.modules() if dense_kind_of(m) is not None}
-        self._model_bytes = sum(weights.values())
-        self._crossovers: dict[torch.device, Crossover] = {}
+        layers = [module for module in model.modules() if dense_kind_of(module) is not None]
+        self._model_bytes = sum({id(layer.weight): matrix_of(layer).nbytes for layer in layers}.values())
+        self._stores: dict[tuple[torch.device, str], Store] = {}
         self._bypassed = {
             id(child)
             for module in model.modules()
@@ -213,45 +220,50 @@ class _Picker:
             return _Pick(zeros, EVERY_NUMBER, why, wanted)
         usable = [form for form in forms if refusals[form.name] is None and form.is_available()]
         if not usable:
-            return _Pick(zeros, (), f"no {forms[0].needs.removeprefix('the ')} on this machine")
-        speedups = {form.name: self._speedups(layer, zeros, form.name) for form in usable}
+            requirements = dict.fromkeys(form.requirement for form in forms if not form.is_available())
+            refused = dict.fromkeys(filter(None, refusals.values()))
+            lacking = f"this machine lacks {' or '.join(requirements)}" if requirements else None
+            return _Pick(zeros, (), lacking or "; ".join(refused))
+        speedups = {form.name: self._speedups(layer, zeros, form) for form in usable}
         best = max(speedups, key=lambda form: sum(math.log(max(1.0, ratio)) for ratio in speedups[form].values()))
         return _Pick(zeros, ranges(speedups[best]), _reason(layer, speedups[best]), best, measured=True)
 
     def save(self) -> None:
-        for crossover in self._crossovers.values():
-            crossover.save()
+        """Keep what was measured."""
+        for store in self._stores.values():
+            store.save()
 
-    def _speedups(self, layer: nn.Module, zeros: float, form: str) -> Speedups:
-        device = layer.weight.device
-        if device not in self._crossovers:
-            self._crossovers[device] = Crossover(self._remeasure, device)
-        return self._crossovers[device].speedups(layer, zeros, self._model_bytes, form)
+    def _speedups(self, layer: nn.Module, zeros: float, form: Backend) -> Speedups:
+        key = matrix_of(layer).device, form.version()
+        if key not in self._stores:
+            self._stores[key] = Store(*key, self._remeasure)
+        return layer_speedups(self._stores[key], layer, zeros, self._model_bytes, form)
 
-    def _forms(self, layer: nn.Module, wanted: str) -> list[kernels.Backend] | str:
-        """The sparse forms that a layer may take, or why there is none."""
+    def _forms(self, layer: nn.Module, wanted: str) -> list[Backend] | str:
+        """The sparse forms that a layer may take, or why it can take none."""
         weight = layer._parameters.get("weight")
         if weight is None:
             return "its weight is computed by another module (weight norm, pruning)"
-        forms = [form for form in kernels.BACKENDS.values() if wanted in ("auto", "dense", form.name)]
-        forms = [form for form in forms if form.device == weight.device.type]
+        forms = [form for form in backends(weight.device.type) if wanted in (*RESERVED, form.name)]
         if not forms:
-            return f"on {weight.device}: the kernels are for the CPU"
+            return f"on {weight.device}, where no backend computes"
         if not any(form.applies(weight) for form in forms):
-            dtypes = " and ".join(map(_name, forms[0].dtypes))
-            return f"{_name(weight.dtype)}: the kernels compute in {dtypes}"
+            dtypes = dict.fromkeys(_name(dtype) for form in forms for dtype in form.dtypes)
+            return f"{_name(weight.dtype)}: the kernels compute in {' and '.join(dtypes)}"
         if weight.numel() == 0:
             return "empty"
         if id(layer) in self._bypassed:
             return "nn.TransformerEncoderLayer bypasses the layer in its fast path"
+        forms = [form for form in forms if form.applies(weight)]
         if isinstance(layer, nn.Conv2d):
             if layer.groups > 1:
                 return "a convolution with groups"
-            if not any(form.convolves for form in forms):
-                return "a convolution: on a GPU it stays dense"
-        convolves = isinstance(layer, nn.Conv2d)
-        forms = [form for form in forms if form.applies(weight) and (form.convolves or not convolves)]
-        return [form for form in forms if wanted != "auto" or form.exact(weight.detach())]
+            forms = [form for form in forms if form.convolves]
+            if not forms:
+                return f"a convolution, for which {weight.device.type} has no backend"
+        if wanted == "auto":
+            forms = [form for form in forms if form.exact(weight.detach())]
+        return forms or "every backend rounds its values: ask for one by name"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -259,12 +271,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _zeros(layer: nn.Module) -> float:
-    weight = layer.weight
+    weight = matrix_of(layer)
     return 0.0 if weight.is_meta or weight.numel() == 0 else 1 - int(weight.count_nonzero()) / weight.numel()
 
 
 def _reason(layer: nn.Module, speedups: Speedups) -> str:
-    unit = "pixels" if isinstance(layer, (nn.Conv2d, InferenceConv2d)) else "tokens"
+    unit = "pixels" if isinstance(layer, nn.Conv2d) else "tokens"
     times = ", ".join(f"{count:,}: {ratio:.1f}x" for count, ratio in speedups.items())
     if all(ratio < MARGIN for ratio in speedups.values()):
         return f"not measured faster ({unit} {times})"

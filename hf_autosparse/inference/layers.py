@@ -1,8 +1,8 @@
 """Layers of a trained model whose product skips the zeros of their weight.
 
-A layer is converted by swapping its `__class__`, as in layers.py: names, `state_dict`, hooks and tied weights stay. The
-weight stays too, for saving and for the calls that the kernel does not take; its sparse form is derived from it, made
-again when the weight changes, and never stored.
+A layer is converted by swapping its `__class__` (layers/kinds.py): names, `state_dict`, hooks and tied weights stay.
+The weight stays too, for saving and for the calls that the kernel does not take; its sparse form is derived from it,
+made again when the weight changes, and never stored.
 """
 
 from __future__ import annotations
@@ -10,38 +10,41 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from .. import kernels
+from ..kernels import Backend, ConvolvingMatrix, Matrix, convolved, get_backend
 from ..kernels.autotune import Ranges
 from ..layers import kinds
 
 logger = logging.getLogger(__name__)
 
+_DERIVED = ("_packed", "_form", "_handle")  # neither saved nor copied: each copy makes its own
 _handles = itertools.count()
 _by_handle: weakref.WeakValueDictionary[int, InferenceLayer] = weakref.WeakValueDictionary()
 _warned_of_gradients = False
 
 
-class InferenceLayer:
+class InferenceLayer(nn.Module):
     """Mixin: `forward` takes the sparse product where it can and may, else what the dense layer does.
 
     It can for plain tensors of its backend's device and dtypes (on the CPU finite float32), without autocast, when no
     gradient is asked for. It may for the numbers of tokens (or pixels) in `sparse_for`, a sequence of inclusive ranges.
-    `backend` is the name of the sparse form, one of `kernels.BACKENDS`; with `exact`, a weight that this form would
-    round takes the dense product.
+    `backend` is the name of its sparse form; with `exact`, a weight that this form would round takes the dense product.
 
     The checks are written for speed: one small layer takes ten microseconds, and a model has hundreds.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     sparse_for: Ranges
-    backend: str = "sparse"
-    exact: bool = False
+    backend: str
+    exact: bool
+    _parameters: dict[str, Any]
+    _form: Backend  # that `backend` names
+    _packed: tuple[tuple[int, int], Matrix | None]  # the stamp of the weight that the sparse form was made from, and it
+    _handle: int
 
     def matrix_view(self) -> Tensor:
         """The weight as (outputs, inputs)."""
@@ -52,10 +55,12 @@ class InferenceLayer:
         raise NotImplementedError
 
     def output_shape(self, input: Tensor) -> tuple[int, ...]:
+        """Shape of the layer's output."""
         return *input.shape[:-1], self.matrix_view().shape[0]
 
     def dense_forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
+        """The dense layer's output."""
+        return cast(Tensor, super().forward(input))
 
     def forward(self, input: Tensor) -> Tensor:
         if is_compiling():
@@ -70,7 +75,7 @@ class InferenceLayer:
     def _takes(self, input: Tensor) -> bool:
         weight = self._parameters["weight"]
         same = input.dtype is weight.dtype and input.device == weight.device
-        return same and kernels.BACKENDS[self.backend].applies(input)
+        return same and self._form.applies(input)
 
     def _asks_for_gradients(self, input: Tensor) -> bool:
         global _warned_of_gradients
@@ -83,7 +88,7 @@ class InferenceLayer:
             )
         return asked
 
-    def _matrix(self, tokens: int) -> kernels.Matrix | None:
+    def _matrix(self, tokens: int) -> Matrix | None:
         """The sparse form of the present weight, or None where this call is better or necessarily dense.
 
         The stamp tells whether the weight is still the one it was made from. Threads that find it stale at once make
@@ -100,29 +105,35 @@ class InferenceLayer:
             bias.dtype is weight.dtype and bias.device == weight.device and bias.is_contiguous()
         ):
             return None
-        cached = self.__dict__.get("_packed")
+        cached: tuple[tuple[int, int], Matrix | None] | None = self.__dict__.get("_packed")
         stamp = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if cached is None or cached[0] != stamp:
-            backend = kernels.BACKENDS[self.backend]
-            takes = backend.applies(weight) and (not self.exact or backend.exact(weight.detach()))
-            matrix = backend.build(self.matrix_view().detach()) if takes else None
+            form = self._form
+            takes = form.applies(weight) and (not self.exact or form.exact(weight.detach()))
+            matrix = form.build(self.matrix_view().detach()) if takes else None
             self._packed = cached = (stamp, matrix)
         return cached[1]
 
     # ---- torch.compile: one opaque operator in the graph ----
 
     def _traced(self, input: Tensor) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         gradients = torch.is_grad_enabled() and (
-            input.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
         if gradients or torch.compiler.is_exporting() or not self._takes(input):
             return self.dense_forward(input)
-        return torch.ops.hf_autosparse.inference_layer(input, self.weight, self.bias, self._handle)
+        output: Tensor = torch.ops.hf_autosparse.inference_layer(input, weight, bias, self._handle)
+        return output
 
     # ---- Copies: the sparse form and the handle are the original's own ----
 
     def prepare(self, sparse_for: Ranges, backend: str, exact: bool = False) -> None:
-        """Set up an object whose class was just swapped; builds the sparse form."""
+        """Set up an object whose class was just swapped; builds the sparse form.
+
+        Raises:
+            ValueError: no backend has this name.
+        """
         self.sparse_for, self.backend, self.exact = sparse_for, backend, exact
         self._register()
         if sparse_for:
@@ -135,20 +146,21 @@ class InferenceLayer:
         return 0 if matrix is None else matrix.bytes
 
     def _register(self) -> None:
+        self._form = get_backend(self.backend)
         self._handle = next(_handles)
         _by_handle[self._handle] = self
 
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_packed", "_handle")}
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in _DERIVED}
 
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._register()
 
 
 @torch.library.custom_op("hf_autosparse::inference_layer", mutates_args=())
 def _inference_layer(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor:
-    """A layer's forward by its handle. `weight` and `bias` are there for the compiler, which must know what is read."""
+    """A layer's forward by its handle. `weight` and `bias` tell the compiler what is read."""
     layer = _by_handle[handle]
     output = layer.sparse_product(input.contiguous())
     return layer.dense_forward(input).contiguous() if output is None else output
@@ -160,7 +172,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, handle: int) -> Tensor
 
 
 def _needs_plain_ops(device: str) -> bool:
-    """Whether something that must see or change every operation is at work: autocast, tracing, functorch."""
+    """Whether autocast, tracing or functorch is active: each has to see or change every operation."""
     return (
         torch.is_autocast_enabled(device)
         or torch._C._get_tracing_state() is not None
@@ -170,7 +182,7 @@ def _needs_plain_ops(device: str) -> bool:
 
 class InferenceLinear(InferenceLayer, nn.Linear):
     def matrix_view(self) -> Tensor:
-        return self._parameters["weight"]
+        return cast(Tensor, self._parameters["weight"])
 
     def sparse_product(self, input: Tensor) -> Tensor | None:
         return token_product(self, input)
@@ -190,12 +202,12 @@ class InferenceConv2d(InferenceLayer, nn.Conv2d):
     """A convolution without groups: the product of the weight with every window of pixels."""
 
     def matrix_view(self) -> Tensor:
-        return self._parameters["weight"].flatten(1)
+        return cast(Tensor, self._parameters["weight"]).flatten(1)
 
     def output_shape(self, input: Tensor) -> tuple[int, ...]:
         left, right, top, bottom = self._reversed_padding_repeated_twice
         sides = (input.shape[2] + top + bottom, input.shape[3] + left + right)
-        out = map(kernels.convolved, sides, self.kernel_size, self.stride, self.dilation)
+        out = map(convolved, sides, self.kernel_size, self.stride, self.dilation)
         return input.shape[0], self.out_channels, *out
 
     def sparse_product(self, input: Tensor) -> Tensor | None:
@@ -208,7 +220,8 @@ class InferenceConv2d(InferenceLayer, nn.Conv2d):
         if any(self._reversed_padding_repeated_twice):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode)
-        return matrix.convolution(input, self._parameters["bias"], self.kernel_size, self.stride, self.dilation)
+        window = cast("tuple[tuple[int, int], ...]", (self.kernel_size, self.stride, self.dilation))
+        return cast(ConvolvingMatrix, matrix).convolution(input, self._parameters["bias"], *window)
 
 
 kinds.LINEAR.add_form("inference", InferenceLinear)
@@ -216,14 +229,16 @@ kinds.CONV2D.add_form("inference", InferenceConv2d)
 kinds.CONV1D.add_form("inference", "hf_autosparse.inference.conv1d:InferenceConv1D")
 
 
-def swap_in(module: nn.Module, sparse_for: Ranges, backend: str = "sparse", exact: bool = False) -> None:
-    """Make a dense layer one for inference, in place."""
+def swap_in(module: nn.Module, sparse_for: Ranges, backend: str, exact: bool = False) -> InferenceLayer:
+    """Make a dense layer one for inference, in place, and return it."""
     kinds.swap_in(module, "inference")
+    assert isinstance(module, InferenceLayer)
     module.prepare(sparse_for, backend, exact)
+    return module
 
 
 def swap_out(layer: InferenceLayer) -> None:
     """Undo `swap_in`."""
-    for name in ("_packed", "_handle", "sparse_for", "backend", "exact"):
+    for name in (*_DERIVED, "sparse_for", "backend", "exact"):
         layer.__dict__.pop(name, None)
     kinds.swap_out(layer)

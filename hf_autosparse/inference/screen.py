@@ -14,11 +14,13 @@ A token whose y plus this bound is less than the float32 logits of the `top` tok
 from __future__ import annotations
 
 import warnings
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .. import kernels
+from ..kernels import library
+from ..kernels.cpu import screen as c_kernel
 
 _MOST_SEQUENCES = 64  # of one call; beyond, the float32 product is taken
 _MOST_CANDIDATES = 0.1  # of all logits; beyond, int8 hardly tells the tokens apart
@@ -32,6 +34,8 @@ class ScreenedOutput(nn.Linear):
     """
 
     top: int
+    _offset: Tensor | None  # what the model adds to the logits afterwards: its buffer itself, whose size is (1, rows)
+    _int8: tuple[tuple[tuple[int, int], ...], _Screen]  # the stamp of weight and bias, and what was made of them
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 3 or input.shape[1] != 1 or not 0 < len(input) <= _MOST_SEQUENCES or not self._may(input):
@@ -59,14 +63,14 @@ class ScreenedOutput(nn.Linear):
 
     def _correct(self, logits: Tensor, x: Tensor, bounds: Tensor, sizes: Tensor) -> int | None:
         """Compute again, in place, what could be among the `top` largest, and return how many; None if too many."""
-        offset, library = self._offset(), kernels.library()
+        offset, kernels = None if self._offset is None else self._offset.flatten(), library()
         tensors = (logits, x, self.weight, self.bias, offset, sizes, bounds)
         plain = all(t is None or (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()) for t in tensors)
         rows = logits.shape[1]
-        fits = self.top <= min(rows, kernels.screen.MOST_TOP) and (offset is None or len(offset) == rows)
-        if library is not None and plain and fits:  # what does not fit has torch's message
+        fits = self.top <= min(rows, c_kernel.MOST_TOP) and (offset is None or len(offset) == rows)
+        if kernels is not None and plain and fits:  # what does not fit has torch's message
             most = int(_MOST_CANDIDATES * rows)
-            return kernels.screen.correct(library, *tensors, self.top, most)
+            return c_kernel.correct(kernels, *tensors, self.top, most)
         shifted = logits if offset is None else logits + offset
         best = shifted.topk(self.top, dim=1).indices
         exact = self._exact(x[:, None], best)
@@ -82,13 +86,8 @@ class ScreenedOutput(nn.Linear):
         result = (self.weight[row] * x).sum(-1)
         return result if self.bias is None else result + self.bias[row]
 
-    def _offset(self) -> Tensor | None:
-        """What the model adds to the logits afterwards: `final_logits_bias` of Marian, BART and others."""
-        bias = getattr(self.__dict__["_model"][0], "final_logits_bias", None)
-        return None if bias is None else bias.flatten()
-
     def _screen(self) -> _Screen:
-        """Of the present weight and bias: the stamp tells whether they are still those it was made from."""
+        """What was made of the present weight and bias: the stamp tells whether they are still the same."""
         stamp = tuple(
             (t.data_ptr(), 0 if t.is_inference() else t._version) for t in (self.weight, self.bias) if t is not None
         )
@@ -98,7 +97,7 @@ class ScreenedOutput(nn.Linear):
             self._int8 = cached = (stamp, _Screen(self.weight.detach(), bias))
         return cached[1]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_int8"}
 
 
@@ -115,14 +114,15 @@ class _Screen:
         self.packed = _packed(weight, scale, bias) if finite else None
 
 
-def _packed(weight: Tensor, scale: Tensor, bias: Tensor | None):
+def _packed(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     """torch's prepared weight for `quantized.linear_dynamic`, by fbgemm: its int8 sums are exact in 7 + 8 bits."""
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch will take these tensors away one day, and offers nothing as fast
-            codes = torch.quantize_per_channel(weight, scale.double(), torch.zeros(len(scale)).long(), 0, torch.qint8)
+            zero = torch.zeros_like(scale, dtype=torch.long)
+            codes = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
             return torch.ops.quantized.linear_prepack(codes, bias)
     finally:
         torch.backends.quantized.engine = engine
@@ -130,6 +130,30 @@ def _packed(weight: Tensor, scale: Tensor, bias: Tensor | None):
 
 def _engines() -> list[str]:
     return torch.backends.quantized.supported_engines
+
+
+def _offset_of(model: nn.Module) -> Tensor | None:
+    """What the model adds to the logits afterwards: `final_logits_bias` of Marian, BART and others."""
+    return cast("Tensor | None", getattr(model, "final_logits_bias", None))
+
+
+def _share_offset(model: Any, args: object) -> None:
+    """Before each forward of the model: its output layer refers to its present offset, which may be another one now.
+
+    A hook on the model needs no reference from the layer to the model, with which saving the layer would save it all.
+    """
+    if not torch.compiler.is_compiling():
+        model.get_output_embeddings().__dict__["_offset"] = _offset_of(model)
+
+
+def _restore(model: nn.Module, layer: nn.Module) -> None:
+    """Make the output layer a plain one again."""
+    for name in ("_int8", "_offset", "top"):
+        layer.__dict__.pop(name, None)
+    layer.__class__ = nn.Linear
+    for handle, hook in list(model._forward_pre_hooks.items()):
+        if hook is _share_offset:
+            del model._forward_pre_hooks[handle]
 
 
 def screen_output(model: nn.Module, top: int = 4) -> nn.Module:
@@ -149,13 +173,11 @@ def screen_output(model: nn.Module, top: int = 4) -> nn.Module:
         ValueError: `top`, or an output layer that cannot be treated; the message says why.
         RuntimeError: this build of torch has no int8 product for this processor.
     """
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layer: Any = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if layer is None:
         raise ValueError(f"{type(model).__name__} has no output layer over tokens (get_output_embeddings)")
     if type(layer) is ScreenedOutput:
-        for name in ("_int8", "_model", "top"):
-            layer.__dict__.pop(name, None)
-        layer.__class__ = nn.Linear
+        _restore(model, layer)
     if type(top) is not int or not 0 <= top <= layer.weight.shape[0]:
         raise ValueError(f"top = {top!r}: allowed are 0 (undo) to {layer.weight.shape[0]}, the size of the vocabulary")
     if top == 0:
@@ -166,7 +188,15 @@ def screen_output(model: nn.Module, top: int = 4) -> nn.Module:
         raise ValueError(f"the output layer is {layer.weight.dtype} on {layer.weight.device}: use float32 on the CPU")
     if "fbgemm" not in _engines():
         raise RuntimeError("this build of torch has no fbgemm, the int8 product for x86 processors with AVX2")
-    layer.__class__ = ScreenedOutput
-    layer.top, layer.__dict__["_model"] = top, (model,)
-    layer._screen()
+    _screen_layer(layer, top, _offset_of(model))
+    if _offset_of(model) is not None:
+        model.register_forward_pre_hook(_share_offset)
     return model
+
+
+def _screen_layer(layer: Any, top: int, offset: Tensor | None) -> None:
+    """Make a plain output layer a screened one."""
+    layer.__class__ = ScreenedOutput
+    layer.top = top
+    layer.__dict__["_offset"] = offset  # no buffer of the layer: it belongs to the model
+    layer._screen()

@@ -1,4 +1,4 @@
-"""The sparse forms that a layer's weight can take for inference, by the name that `to_inference` knows them by."""
+"""The sparse forms that a layer's weight can take for inference, by name. docs/add_a_backend.md adds one."""
 
 from __future__ import annotations
 
@@ -10,38 +10,77 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .cpu.sparse_matrix import SparseMatrix
-from .cuda import semi_structured
-from .cuda.semi_structured import SemiStructuredMatrix
-from .triton import availability as gpu
-from .triton import bitmask_matrix
-from .triton.bitmask_matrix import BitmaskMatrix
+RESERVED = ("auto", "dense")  # what `to_inference` takes beside the names of backends
 
 
 class Matrix(Protocol):
-    """A weight (rows, cols) in a sparse form. `bytes`: memory that it takes."""
+    """A weight (rows, cols) in a sparse form."""
 
-    rows: int
-    cols: int
-    bytes: int
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def cols(self) -> int: ...
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the form takes."""
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        """`x W^T + bias`, or None where the dense product is to be taken."""
+        """`x W^T + bias`: (..., cols) -> (..., rows), or None where the caller has to take the dense product.
+
+        `x` and `bias` are contiguous, `x` is not empty, and both have the weight's dtype and device.
+        """
+
+
+class ConvolvingMatrix(Matrix, Protocol):
+    """A sparse form that convolves too: its columns are (channels, kernel height, kernel width)."""
+
+    def convolution(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> Tensor | None:
+        """`F.conv2d` of x (images, channels, height, width), which is padded already; None as in `product`."""
+
+
+def _accepts(weight: Tensor) -> None:
+    return None
+
+
+def _is_exact(weight: Tensor) -> bool:
+    return True
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _no_version() -> str:
+    return ""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One form.
+    """One sparse form, and all that the package knows about it.
 
     Attributes:
-        device: type of the device that it is for.
+        name: what `to_inference` takes.
+        device: type of the device that it computes on, as in `torch.device(...).type`.
         dtypes: of weight, bias and activations, which must be the same.
-        build: weight (rows, cols) -> its form, or None where the kernels are missing.
-        is_available: whether the kernels can be used; `needs` and `status` say what they are and which are taken instead.
+        build: weight (rows, cols) -> its sparse form, or None where the kernels are missing.
+        is_available: whether this machine can use it. Asked only for layers on its device.
+        requirement: what a machine needs for that, as a noun for messages: "the C kernels".
+        status: what this machine computes with, and why, for messages and the report.
+        version: changes with the kernels, so that older measurements of their speed are not used.
         refusal: why a weight (rows, cols) cannot take the form, or None.
-        most_tokens: beyond, `product` is None.
-        convolves: whether it has a `convolution`.
-        exact: whether it keeps every value of a weight. Where not, it is taken only if it is asked for by name.
+        restrict: weight (rows, cols) -> the same with zeros wherever the form demands them. Speed is measured with it.
+        most_tokens: `product` is None for more.
+        convolves: whether its matrices are `ConvolvingMatrix`.
+        exact: whether it keeps every value of a weight. Where not, the user has to ask for it by name.
     """
 
     name: str
@@ -49,78 +88,49 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     build: Callable[[Tensor], Matrix | None]
     is_available: Callable[[], bool]
-    needs: str
+    requirement: str
     status: Callable[[], str]
-    refusal: Callable[[Tensor], str | None] = lambda weight: None
+    version: Callable[[], str] = _no_version
+    refusal: Callable[[Tensor], str | None] = _accepts
+    restrict: Callable[[Tensor], Tensor] = _unchanged
     most_tokens: float = math.inf
     convolves: bool = False
-    exact: Callable[[Tensor], bool] = lambda weight: True
+    exact: Callable[[Tensor], bool] = _is_exact
 
     def applies(self, tensor: Tensor) -> bool:
         """Whether weight, bias or activations are of the right device and dtype."""
         return tensor.dtype in self.dtypes and tensor.device.type == self.device
 
 
-def _library():
-    from . import library
-
-    return library()
+_registered: dict[str, Backend] = {}
 
 
-def _c_status() -> str:
-    from . import status
+def register_backend(backend: Backend) -> Backend:
+    """Make a backend known to `to_inference` under its name, and return it.
 
-    return status()
+    Raises:
+        ValueError: the name is taken or reserved.
+    """
+    if backend.name in RESERVED or backend.name in _registered:
+        taken = ", ".join(map(repr, (*RESERVED, *_registered)))
+        raise ValueError(f"Backend.name = {backend.name!r} is taken: choose another name than {taken}")
+    _registered[backend.name] = backend
+    return backend
 
 
-def _sparse_matrix(weight: Tensor, values: torch.dtype = torch.float32) -> SparseMatrix | None:
-    library = _library()
-    return None if library is None else SparseMatrix(weight, library, values)
+def backends(device: str | None = None) -> list[Backend]:
+    """All backends, or those of one type of device, in the order in which they were registered."""
+    return [backend for backend in _registered.values() if device in (None, backend.device)]
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend(
-            "sparse",
-            "cpu",
-            (torch.float32,),
-            _sparse_matrix,
-            is_available=lambda: _library() is not None,
-            needs="the C kernels",
-            status=_c_status,
-            convolves=True,
-        ),
-        Backend(
-            "sparse_bfloat16",
-            "cpu",
-            (torch.float32,),
-            lambda weight: _sparse_matrix(weight, torch.bfloat16),
-            is_available=lambda: _library() is not None,
-            needs="the C kernels",
-            status=_c_status,
-            convolves=True,
-            exact=lambda weight: torch.equal(weight, weight.bfloat16().float()),
-        ),
-        Backend(
-            "bitmask",
-            "cuda",
-            bitmask_matrix.DTYPES,
-            lambda weight: BitmaskMatrix(weight) if gpu.is_available() else None,
-            is_available=gpu.is_available,
-            needs="the Triton kernels",
-            status=gpu.status,
-            most_tokens=bitmask_matrix.MOST_TOKENS,
-        ),
-        Backend(
-            "semi_structured",
-            "cuda",
-            semi_structured.DTYPES,
-            SemiStructuredMatrix,
-            is_available=lambda: torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
-            needs="a GPU of compute capability 8.0",
-            status=lambda: "the dense product",
-            refusal=semi_structured.refusal,
-        ),
-    )
-}
+def get_backend(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        ValueError: none has this name.
+    """
+    backend = _registered.get(name)
+    if backend is None:
+        known = ", ".join(map(repr, _registered))
+        raise ValueError(f"backend {name!r} is unknown: registered are {known}; import the module that registers it")
+    return backend

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import autotune
-from ..kernels.autotune import SPARSITIES, Ranges, Speedups
+from ..kernels.autotune import SPARSITIES, Measurement, Ranges
 from .product import Forms, sparse_product
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS = (64, 256, 1024)
-_ROUNDS, _SECONDS = 4, 0.05  # at least, of each measurement
+_ROUNDS, _SECONDS = 2, 0.025  # at least, of each timing
 
 # (threads, shape, bias, entry of SPARSITIES, sampled) -> the numbers of tokens for which sparse products are faster
 _picked: dict[tuple[int, tuple[int, int], bool, float, bool], Ranges] = {}
@@ -33,7 +33,8 @@ def measure_layers(layers: Iterable[SparseLayer]) -> None:
     Called before training. It takes a few seconds for each new shape; the results are kept for this machine and number
     of threads. Fewer zeros are no faster: below the first sparsity at which nothing is gained, nothing is measured.
     """
-    if kernels.library() is None:
+    library = kernels.library()
+    if library is None:
         return
     cases = {
         (layer.kind.matrix(layer.weight).shape, layer.bias is not None)
@@ -42,7 +43,7 @@ def measure_layers(layers: Iterable[SparseLayer]) -> None:
     }
     if not cases:
         return
-    known = autotune.Measurements()
+    known = autotune.Store("cpu", library.version)
     for (outputs, inputs), bias in sorted(cases):
         for sampled in (True, False):
             for zeros in reversed(SPARSITIES):
@@ -64,13 +65,13 @@ def is_faster(shape: tuple[int, int], bias: bool, tokens: int, zeros: float, sam
     return any(low <= tokens <= high for low, high in _picked.get(key, ()))
 
 
-def _pick(known: autotune.Measurements, shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Ranges:
+def _pick(known: autotune.Store, shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Ranges:
     case = (torch.get_num_threads(), shape, bias, zeros, sampled)
     if case in _picked:
         return _picked[case]
     gradient = "sampled" if sampled else "dense"
     key = f"training {shape[0]}x{shape[1]} bias={bias} zeros={zeros} weight_gradient={gradient}"
-    speedups = known.get(key, lambda: _measure(shape, bias, zeros, sampled))
+    speedups = known.speedups(key, lambda: _measure(shape, bias, zeros, sampled))
     known.save()
     _picked[case] = picked = autotune.ranges(speedups)
     logger.info(
@@ -90,7 +91,7 @@ def _words(picked: Ranges) -> str:
 
 
 @torch.enable_grad()
-def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Speedups:
+def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) -> Measurement:
     """Times a forward and backward pass that makes its sparse forms itself."""
     library = kernels.library()
     assert library is not None
@@ -99,9 +100,9 @@ def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) ->
     weight *= torch.rand(shape, generator=generator) >= zeros
     weight.requires_grad_()
     shift = torch.zeros(shape[0], requires_grad=True) if bias else None
-    result: Speedups = {}
+    compared: dict[int, tuple[float, float]] = {}
     for tokens in TOKENS:
-        if result and tokens * weight.numel() > autotune.MOST_WORK["cpu"]:
+        if compared and tokens * weight.numel() > autotune.MOST_WORK["cpu"]:
             break
         x = torch.randn(tokens, shape[1], generator=generator, requires_grad=True)
         grad = torch.randn(tokens, shape[0], generator=generator)
@@ -114,6 +115,5 @@ def _measure(shape: tuple[int, int], bias: bool, zeros: float, sampled: bool) ->
             forms = Forms(weight.detach(), library, sampled)
             torch.autograd.grad(sparse_product(x, weight, shift, forms, sampled), leaves, grad)
 
-        seconds = autotune.best_times((dense, sparse), _ROUNDS, _SECONDS)
-        result[tokens] = round(seconds[0] / seconds[1], 3)
-    return result
+        compared[tokens] = autotune.compare(dense, sparse, _ROUNDS, _SECONDS)
+    return Measurement.of(compared)

@@ -82,7 +82,7 @@ class SparseLayer(nn.Module):
         effective = self._effective_weight()
         if self.sparsifier.collects_gradient and effective.requires_grad:
             hook = self.sparsifier.collect_gradient
-            effective.register_hook(hook)  # type: ignore[no-untyped-call]  # torch declares no types for it
+            effective.register_hook(hook)
         return effective
 
     def _effective_weight(self) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..functional import annealed_soft_threshold, threshold_for_sparsity
+from ..functional import threshold_for_sparsity
+from ..kernels import annealed_soft_threshold
 from ..utils.validation import is_number
 from .base import Sparsifier
 from .settings import LearnedThresholds
@@ -101,7 +102,7 @@ class SoftThresholdSparsifier(Sparsifier):
         return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.backward_sparsity)
 
     def forward_cached(self, weight: Tensor, cached: Tensor) -> Tensor:
-        return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.backward_sparsity, known=cached)
+        return annealed_soft_threshold(weight, self._value(weight), self.alpha, self.backward_sparsity, cached=cached)
 
     def learns_where_kept(self) -> bool:
         return self.alpha == 0

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.pytorch_utils import Conv1D
 
 import hf_autosparse.inference.layers as inference_layers
-import hf_autosparse.inference.measure as crossover
+import hf_autosparse.inference.measure as measuring
 from hf_autosparse import (
     AutoSparseConfig,
     finalize,
@@ -25,7 +25,9 @@ from hf_autosparse import (
     to_inference,
 )
 from hf_autosparse.inference.layers import InferenceConv2d, InferenceLayer, InferenceLinear
-from hf_autosparse.kernels import autotune
+from hf_autosparse.kernels import get_backend
+from hf_autosparse.kernels.autotune import EVERY_NUMBER, Measurement, ranges
+from hf_autosparse.kernels.cpu import library as c_library
 from tiny import tiny_translator
 
 pytestmark = pytest.mark.skipif(
@@ -35,15 +37,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(crossover.kernels, "cache_directory", lambda: tmp_path)
+    monkeypatch.setenv("HF_AUTOSPARSE_CACHE", str(tmp_path))
 
 
 @pytest.fixture
 def fast_measuring(monkeypatch):
     """Measures little: what is picked then depends on noise, and the tests that use this don't depend on the pick."""
-    monkeypatch.setattr(crossover, "TOKENS", (1, 16))
-    monkeypatch.setattr(crossover, "_ROUNDS", 2)
-    monkeypatch.setattr(crossover, "_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "TOKENS", (1, 16))
+    monkeypatch.setattr(measuring, "_ROUNDS", 2)
+    monkeypatch.setattr(measuring, "_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def speedups(monkeypatch):
 
     def measure(layer, sparsity, mebibytes, backend):
         given["calls"] += 1
-        return given["result"]
+        return Measurement(given["result"], spread=0.0)
 
-    monkeypatch.setattr(crossover, "_measure", measure)
+    monkeypatch.setattr(measuring, "_measure", measure)
     return given
 
 
@@ -294,7 +296,7 @@ def test_compiles_into_one_graph_and_still_skips_zeros(monkeypatch):
     ],
 )
 def test_ranges_between_measured_points_need_both(speedups, expected):
-    assert autotune.ranges(speedups) == expected
+    assert ranges(speedups) == expected
 
 
 def test_auto_follows_the_measurement_and_says_so(speedups, monkeypatch):
@@ -334,20 +336,21 @@ def test_measurements_are_kept_and_shared_by_equal_layers(speedups, tmp_path, ca
     assert speedups["calls"] == 3 and "is damaged and will be measured again" in caplog.text
     file.write_text('{"format_version": 99}')
     to_inference(build())
-    assert "format_version 99, expected 1" in caplog.text
+    assert "format_version 99, expected 2" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_logged(speedups, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(crossover.kernels, "cache_directory", lambda: tmp_path / "file" / "below")
+    monkeypatch.setenv("HF_AUTOSPARSE_CACHE", str(tmp_path / "file" / "below"))
     to_inference(network())
     assert "the measurements cannot be kept for the next time" in caplog.text
 
 
 def test_a_real_measurement(fast_measuring):
     for layer in (nn.Linear(64, 48), Conv1D(48, 64), nn.Conv2d(64, 48, 1)):
-        result = crossover._measure(layer, 0.9, 1)
-        assert list(result) == [1, 16] and all(ratio > 0 for ratio in result.values())
+        result = measuring._measure(layer, 0.9, 1, get_backend("sparse"))
+        assert list(result.speedups) == [1, 16] and all(ratio > 0 for ratio in result.speedups.values())
+        assert result.spread >= 0
 
 
 def test_what_cannot_be_sparse_says_why(speedups):
@@ -368,7 +371,7 @@ def test_what_cannot_be_sparse_says_why(speedups):
         "few": "fewer than 30% zeros",
         "bfloat": "bfloat16: the kernels compute in float32",
         "empty": "empty",
-        "meta": "on meta: the kernels are for the CPU",
+        "meta": "on meta, where no backend computes",
         "computed": "its weight is computed by another module (weight norm, pruning)",
         "grouped": "a convolution with groups",
         "encoder.linear1": "nn.TransformerEncoderLayer bypasses the layer in its fast path",
@@ -381,7 +384,7 @@ def test_overrides():
     assert type(model[0]) is nn.Linear and type(model[2]) is InferenceLinear
     assert [row.reason for row in inference_report(model).rows] == ["asked for", "overrides"]
     conv = to_inference(nn.Sequential(pruned(nn.Conv2d(4, 4, 1))), "sparse", {"*": "sparse"})
-    assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == autotune.EVERY_NUMBER
+    assert type(conv[0]) is InferenceConv2d and conv[0].sparse_for == EVERY_NUMBER
 
 
 def test_values_that_bfloat16_would_change_take_it_only_when_asked_for(speedups):
@@ -401,7 +404,7 @@ def test_values_that_bfloat16_would_change_take_it_only_when_asked_for(speedups)
 
 def test_values_that_bfloat16_keeps_may_take_it(monkeypatch):
     measured = {"sparse": {1: 2.0}, "sparse_bfloat16": {1: 3.0}}
-    monkeypatch.setattr(crossover, "_measure", lambda layer, sparsity, mebibytes, backend: measured[backend])
+    monkeypatch.setattr(measuring, "_measure", lambda *arguments: Measurement(measured[arguments[-1].name], 0.0))
     layer = pruned(nn.Linear(64, 64))
     layer.weight.data = layer.weight.data.bfloat16().float()
     model = to_inference(nn.Sequential(layer))
@@ -421,9 +424,9 @@ def test_values_that_bfloat16_keeps_may_take_it(monkeypatch):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="backend = 'fast': allowed are 'auto', 'sparse', 'dense'"):
+    with pytest.raises(ValueError, match="backend = 'fast': allowed are 'auto', 'dense', 'sparse'"):
         to_inference(network(), "fast")
-    with pytest.raises(ValueError, match=r"overrides\['0'\] = 'auto': allowed are 'sparse', 'sparse_bfloat16'"):
+    with pytest.raises(ValueError, match=r"overrides\['0'\] = 'auto': allowed are 'dense', 'sparse' on cpu, 'sparse_b"):
         to_inference(network(), overrides={"0": "auto"})
     with pytest.raises(ValueError, match=r"overrides: 'fc\*' matches no layer; there are \['0', '2'\]"):
         to_inference(network(), overrides={"fc*": "sparse"})
@@ -432,13 +435,13 @@ def test_bad_arguments():
 
 
 def test_without_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "_choice", (None, "plain torch, because of this test"))
+    monkeypatch.setattr(c_library, "_choice", (None, "plain torch, because of this test"))
     with pytest.raises(RuntimeError, match="needs the C kernels, but this machine takes plain torch, because of this"):
         to_inference(network(), "sparse")
     model = to_inference(network())
     report = inference_report(model)
     assert type(model[0]) is nn.Linear
-    assert report.rows[0].reason == "no C kernels on this machine" and report.kernels.startswith("plain torch")
+    assert report.rows[0].reason == "this machine lacks the C kernels" and report.kernels.startswith("plain torch")
 
 
 def test_a_model_taken_to_a_machine_without_kernels_computes_densely(monkeypatch):
@@ -446,7 +449,7 @@ def test_a_model_taken_to_a_machine_without_kernels_computes_densely(monkeypatch
     with torch.inference_mode():
         expected = model(x)
         stored = pickle.dumps(model)
-        monkeypatch.setattr(kernels, "_choice", (None, "plain torch, because of this test"))
+        monkeypatch.setattr(c_library, "_choice", (None, "plain torch, because of this test"))
         torch.testing.assert_close(pickle.loads(stored)(x), expected)
 
 

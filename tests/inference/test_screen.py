@@ -1,4 +1,5 @@
 import copy
+import io
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from transformers import MarianConfig, MarianMTModel, set_seed
 
 import hf_autosparse.inference.screen as decoding
-from hf_autosparse import screen_output
+from hf_autosparse import kernels, screen_output
 from hf_autosparse.inference.screen import ScreenedOutput, _Screen
 from tiny import tiny_translator
 
@@ -43,9 +44,9 @@ def tiny_marian() -> MarianMTModel:
 @pytest.fixture(autouse=True, params=["C", "torch"])
 def route(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(decoding.kernels, "library", lambda: None)
-    elif decoding.kernels.library() is None:
-        pytest.skip(f"needs the C kernels, and this machine has none: {decoding.kernels.status()}")
+        monkeypatch.setattr(decoding, "library", lambda: None)
+    elif kernels.library() is None:
+        pytest.skip(f"needs the C kernels, and this machine has none: {kernels.status()}")
 
 
 @pytest.fixture
@@ -171,8 +172,9 @@ def test_a_weight_or_bias_that_changes_is_followed():
     assert model.head(x).argmax() == 5
 
 
-def test_copies_pickles_and_saving():
-    model = tiny_translator().eval()
+@pytest.mark.parametrize("build", [tiny_translator, tiny_marian])  # without an offset, with one
+def test_copies_pickles_and_saving(build):
+    model = build().eval()
     names = list(model.state_dict())
     ids = torch.randint(4, 60, (2, 5))
     expected = model.generate(ids, max_new_tokens=5, do_sample=False)
@@ -180,10 +182,38 @@ def test_copies_pickles_and_saving():
     assert list(model.state_dict()) == names
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         head = twin.get_output_embeddings()
-        assert type(head) is ScreenedOutput and head.__dict__["_model"][0] is twin
+        assert type(head) is ScreenedOutput and head._offset is getattr(twin, "final_logits_bias", None)
         assert torch.equal(twin.generate(ids, max_new_tokens=5, do_sample=False), expected)
     screen_output(model, top=0)
-    assert type(model.get_output_embeddings()) is nn.Linear and "top" not in model.get_output_embeddings().__dict__
+    head = model.get_output_embeddings()
+    assert type(head) is nn.Linear and not {"top", "_offset"} & vars(head).keys() and not model._forward_pre_hooks
+
+
+def test_the_layer_holds_nothing_of_the_model_but_its_offset():
+    model = screen_output(tiny_marian())
+    head, layer = model.lm_head, nn.Linear(16, 500, bias=False)
+    sizes = []
+    for module in (head, layer):
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        sizes.append(len(buffer.getvalue()))
+    assert sizes[0] - sizes[1] < 4 * 500 + 1500  # the offset and its name
+    assert len(pickle.dumps(head)) < 1.2 * len(pickle.dumps(layer))
+    alone = copy.deepcopy(head)
+    assert not [value for value in vars(alone).values() if isinstance(value, nn.Module)]
+    assert torch.equal(alone._offset, model.final_logits_bias) and alone._offset is not model.final_logits_bias
+
+
+def test_another_offset_is_followed():
+    model = screen_output(tiny_marian())
+    assert len(screen_output(model)._forward_pre_hooks) == 1
+    ids = torch.randint(2, 500, (4, 7))
+    for twin in (model, copy.deepcopy(model)):
+        twin.register_buffer("final_logits_bias", 5 * torch.randn(1, 500))  # as resizing the vocabulary does
+        screened = twin.generate(ids, max_new_tokens=8, do_sample=False)
+        assert twin.lm_head._offset is twin.final_logits_bias
+        expected = screen_output(twin, top=0).generate(ids, max_new_tokens=8, do_sample=False)
+        assert torch.equal(screened, expected)
 
 
 def test_treating_it_again_changes_top_alone():

@@ -61,7 +61,8 @@ def check(weight, tokens, device, bias=False, splits=None):
     b = torch.randn(weight.shape[0], generator=generator).to(weight.dtype) if bias else None
     on_device = (None if t is None else t.to(device) for t in (weight, x, b))
     weight_there, x_there, b_there = on_device
-    result = triton_matvec.product(BitmaskMatrix(weight_there), x_there, b_there, splits)
+    matrix = BitmaskMatrix(weight_there)
+    result = triton_matvec.product(matrix.bits, matrix.offset, matrix.value, matrix.rows, x_there, b_there, splits)
     assert result.dtype == weight.dtype
     exact = x.double() @ weight.double().T + (0 if b is None else b.double())
     # float32 sums: each of the cols + 1 terms may be off by an ulp of the sum of magnitudes; then one rounding

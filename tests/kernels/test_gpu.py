@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from hf_autosparse import AutoSparseConfig, inference_report, kernels, sparsify, to_inference
-from hf_autosparse.functional import _AnnealedSoftThreshold, annealed_soft_threshold, n_of_m_mask
+from hf_autosparse import AutoSparseConfig, functional, inference_report, sparsify, to_inference
+from hf_autosparse.functional import n_of_m_mask
 from hf_autosparse.inference import measure as crossover
+from hf_autosparse.kernels import annealed_soft_threshold
 from hf_autosparse.kernels.triton import availability as gpu
+from hf_autosparse.kernels.triton.bitmask_matrix import BitmaskMatrix
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -20,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "cache_directory", lambda: tmp_path)
+    monkeypatch.setenv("HF_AUTOSPARSE_CACHE", str(tmp_path))
 
 
 def weight_of(rows, cols, sparsity, dtype=torch.bfloat16):
@@ -40,7 +42,7 @@ def test_threshold_on_a_large_weight_is_the_references_and_the_same_in_every_run
     threshold = torch.rand(threshold_shape, device="cuda", generator=generator)
     grad = torch.randn(3000, 5001, device="cuda", generator=generator)
     results = []
-    for function in (annealed_soft_threshold, annealed_soft_threshold, _AnnealedSoftThreshold.apply):
+    for function in (annealed_soft_threshold, annealed_soft_threshold, functional.annealed_soft_threshold):
         w, t = weight.clone().requires_grad_(), threshold.clone().requires_grad_()
         output = function(w, t, 0.5, None)
         output.backward(grad)
@@ -79,7 +81,7 @@ def test_training_under_autocast_is_that_of_plain_torch(granularity, monkeypatch
 def test_bitmask_product_of_a_large_weight(dtype, rows, cols, tokens):
     weight = weight_of(rows, cols, 0.8, dtype)
     x = torch.randn(tokens, cols, device="cuda").to(dtype)
-    matrix = kernels.backends.BitmaskMatrix(weight)
+    matrix = BitmaskMatrix(weight)
     product, exact = matrix.product(x), x.double() @ weight.double().T
     assert torch.equal(product, matrix.product(x))
     tolerance = 2 * torch.finfo(dtype).eps

@@ -10,11 +10,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_autosparse import inference_report, kernels, to_inference
+from hf_autosparse import inference_report, to_inference
 from hf_autosparse.functional import n_of_m_mask
-from hf_autosparse.inference import measure as crossover
+from hf_autosparse.inference import measure as measuring
 from hf_autosparse.inference.layers import InferenceLinear
+from hf_autosparse.kernels import backends, get_backend
+from hf_autosparse.kernels.autotune import Measurement
+from hf_autosparse.kernels.backends import _registered as REGISTERED
+from hf_autosparse.kernels.cuda.semi_structured import SemiStructuredMatrix
 from hf_autosparse.kernels.triton import availability as gpu
+from hf_autosparse.kernels.triton.bitmask_matrix import BitmaskMatrix
 
 
 def pruned(layer, sparsity=0.8):
@@ -32,19 +37,21 @@ def two_of_four(layer):
 @pytest.fixture
 def device(triton_device, monkeypatch, tmp_path):
     """Where models of these tests are, with the GPU's forms, and only these, on offer there."""
-    monkeypatch.setattr(kernels, "cache_directory", lambda: tmp_path)
+    monkeypatch.setenv("HF_AUTOSPARSE_CACHE", str(tmp_path))
     torch.manual_seed(0)
     if triton_device == "cpu":
         from hf_autosparse.kernels.triton import matvec as triton_matvec
 
         monkeypatch.setattr(triton_matvec, "_multiprocessors", lambda device: 0)
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
-        monkeypatch.setattr(kernels.backends.SemiStructuredMatrix, "bytes", 0)
+        monkeypatch.setattr(SemiStructuredMatrix, "bytes", 0)
         monkeypatch.setattr(gpu, "_choice", (True, "for this test"))
-        for name in ("bitmask", "semi_structured"):
-            there = dataclasses.replace(kernels.BACKENDS[name], device="cpu", is_available=lambda: True)
-            monkeypatch.setitem(kernels.BACKENDS, name, there)
-        monkeypatch.delitem(kernels.BACKENDS, "sparse")
+        for backend in backends():
+            if backend.device == "cpu":
+                monkeypatch.delitem(REGISTERED, backend.name)
+            else:
+                here = dataclasses.replace(backend, device="cpu", is_available=lambda: True)
+                monkeypatch.setitem(REGISTERED, backend.name, here)
     return triton_device
 
 
@@ -52,7 +59,7 @@ def device(triton_device, monkeypatch, tmp_path):
 def speedups(monkeypatch):
     """Form -> what `_measure` finds for it."""
     given = {"bitmask": {1: 2.0, 16: 1.2}, "semi_structured": {1: 1.0, 16: 1.1, 256: 1.5}}
-    monkeypatch.setattr(crossover, "_measure", lambda layer, sparsity, mebibytes, backend: given[backend])
+    monkeypatch.setattr(measuring, "_measure", lambda *arguments: Measurement(given[arguments[-1].name], 0.0))
     return given
 
 
@@ -60,7 +67,7 @@ def speedups(monkeypatch):
 def products(monkeypatch):
     """Lists the forms that make a product."""
     made = []
-    for form in (kernels.backends.BitmaskMatrix, kernels.backends.SemiStructuredMatrix):
+    for form in (BitmaskMatrix, SemiStructuredMatrix):
         product = form.product
         monkeypatch.setattr(
             form, "product", lambda self, *a, product=product: made.append(type(self)) or product(self, *a)
@@ -137,35 +144,35 @@ def test_auto_takes_the_form_that_gains_most(device, speedups):
 
 
 def test_a_real_measurement(device, monkeypatch):
-    monkeypatch.setattr(crossover, "TOKENS", (1, 64))
-    monkeypatch.setattr(crossover, "_ROUNDS", 1)
-    monkeypatch.setattr(crossover, "_SECONDS", 0.0)
-    monkeypatch.setitem(crossover._LARGE, "cpu", 0)
+    monkeypatch.setattr(measuring, "TOKENS", (1, 64))
+    monkeypatch.setattr(measuring, "_ROUNDS", 1)
+    monkeypatch.setattr(measuring, "_SECONDS", 0.0)
+    monkeypatch.setitem(measuring._LARGE, "cpu", 0)
     layer = nn.Linear(64, 32).to(device, torch.bfloat16)
-    assert list(crossover._measure(layer, 0.5, 0, "bitmask")) == [1]
+    assert list(measuring._measure(layer, 0.5, 0, get_backend("bitmask")).speedups) == [1]
     for two in (layer, Conv1D(32, 64).to(device, torch.bfloat16)):
-        assert list(crossover._measure(two, 0.5, 0, "semi_structured")) == [1, 64]
+        assert list(measuring._measure(two, 0.5, 0, get_backend("semi_structured")).speedups) == [1, 64]
 
 
 def test_where_no_kernel_is_there(device, monkeypatch):
     for name in ("bitmask", "semi_structured"):
-        none = dataclasses.replace(kernels.BACKENDS[name], is_available=lambda: False, status=lambda: "plain torch")
-        monkeypatch.setitem(kernels.BACKENDS, name, none)
+        none = dataclasses.replace(get_backend(name), is_available=lambda: False, status=lambda: "plain torch")
+        monkeypatch.setitem(REGISTERED, name, none)
     model = nn.Sequential(pruned(nn.Linear(64, 32))).to(device)
-    assert inference_report(to_inference(model)).rows[0].reason == "no Triton kernels on this machine"
+    assert inference_report(to_inference(model)).rows[0].reason == "this machine lacks the Triton kernels"
     with pytest.raises(RuntimeError, match="'bitmask' needs the Triton kernels, but this machine takes plain torch"):
         to_inference(model, "bitmask")
 
 
 def test_convolutions_stay_dense(device):
     model = to_inference(nn.Sequential(pruned(nn.Conv2d(8, 8, 1))).to(device), "bitmask")
-    assert inference_report(model).rows[0].reason == "a convolution: on a GPU it stays dense"
+    assert inference_report(model).rows[0].reason == f"a convolution, for which {device} has no backend"
 
 
 @pytest.mark.parametrize("backend", ["bitmask", "semi_structured"])
 def test_on_the_cpu_they_are_refused(backend):
     model = nn.Sequential(pruned(nn.Linear(64, 32)))
-    with pytest.raises(ValueError, match=f"'{backend}' is for a GPU, but 0.weight is on cpu: call model.to"):
+    with pytest.raises(ValueError, match=f"'{backend}' computes on 'cuda', but 0.weight is on cpu: call model.to"):
         to_inference(model, backend)
     assert type(model[0]) is nn.Linear
 

@@ -11,6 +11,7 @@ import torch
 
 from hf_autosparse import kernels
 from hf_autosparse.kernels.cpu import binding, build
+from hf_autosparse.kernels.cpu import library as c_library
 
 pytestmark = pytest.mark.skipif(
     kernels.library() is None, reason=f"needs the C kernels, and this machine has none: {kernels.status()}"
@@ -65,8 +66,10 @@ def test_without_a_working_compiler_plain_torch_computes_and_the_log_says_why(ru
         r"Not a directory|File exists": {"HF_AUTOSPARSE_CACHE": str(tmp_path / "file")},
         r"\(HF_AUTOSPARSE_KERNELS=torch\)": {"HF_AUTOSPARSE_KERNELS": "torch"},
     }
-    program = "import torch, hf_autosparse.functional as f\n" + STATUS
-    program += "; kernels.status(); print(f.annealed_soft_threshold(torch.ones(2), torch.tensor([0.5]), 0.0).tolist())"
+    program = "import torch\n" + STATUS
+    program += (
+        "; kernels.status(); print(kernels.annealed_soft_threshold(torch.ones(2), torch.tensor([0.5]), 0.0).tolist())"
+    )
     processes = [run(program, **variables) for variables in cases.values()]
     for reason, process in zip(cases, processes, strict=True):
         out, err = outcome(process)
@@ -77,14 +80,14 @@ def test_without_a_working_compiler_plain_torch_computes_and_the_log_says_why(ru
 
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match=r"HF_AUTOSPARSE_KERNELS='mmx': unknown; allowed here are 'auto', 'torch' and"):
-        kernels._load("mmx")
+        c_library._load("mmx")
 
 
 def test_what_the_processor_cannot_run_is_refused(monkeypatch):
-    monkeypatch.setattr(kernels, "supported_isas", lambda: ["sse2"])
-    monkeypatch.setattr(kernels, "instruction_sets", lambda: {"sse2": (), "avx2": ()})
+    monkeypatch.setattr(c_library, "supported_isas", lambda: ["sse2"])
+    monkeypatch.setattr(c_library, "instruction_sets", lambda: {"sse2": (), "avx2": ()})
     with pytest.raises(ValueError, match="HF_AUTOSPARSE_KERNELS='avx2': this processor cannot run it"):
-        kernels._load("avx2")
+        c_library._load("avx2")
 
 
 @pytest.mark.parametrize(

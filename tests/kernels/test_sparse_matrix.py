@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from hf_autosparse import kernels
+from hf_autosparse.kernels.cpu import binding, sparse_matrix
+from hf_autosparse.kernels.cpu import library as c_library
 
 pytestmark = pytest.mark.skipif(
     kernels.library() is None, reason=f"needs the C kernels, and this machine has none: {kernels.status()}"
@@ -12,9 +14,9 @@ SHAPES = [(1, 1), (3, 5), (5, 3), (4, 256), (257, 255), (7, 1030), (300, 64), (7
 TOKENS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 24, 25, 33, 50]
 
 
-@pytest.fixture(params=kernels.supported_isas())
+@pytest.fixture(params=binding.supported_isas())
 def library(request):
-    chosen, reason = kernels._load(request.param)
+    chosen, reason = c_library._load(request.param)
     if chosen is None:
         pytest.skip(reason)
     return chosen
@@ -82,7 +84,7 @@ def test_the_same_bits_for_any_number_of_threads_and_every_time(library, monkeyp
         expected = matrix.product(x, bias)
         assert_exact(expected, x, weight, bias)
         for threads in (1, 2, 3, 7):
-            monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+            monkeypatch.setattr(sparse_matrix, "threads", lambda count=threads: count)
             assert torch.equal(kernels.SparseMatrix(weight, library).product(x, bias), expected)
 
 
@@ -145,7 +147,7 @@ def test_the_gradient_of_any_shape_sparsity_and_number_of_tokens(shape, library,
             x = torch.randn(tokens, shape[1], generator=generator)
             results = []
             for threads in (1, 2, 3):
-                monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+                monkeypatch.setattr(sparse_matrix, "threads", lambda count=threads: count)
                 transposed = threads == 2  # as Conv1D holds its weight
                 out = torch.zeros(shape[::-1]).T if transposed else torch.zeros(shape)
                 assert matrix.gradient(grad, x, out)
@@ -161,7 +163,7 @@ def test_a_gradient_that_is_not_finite_is_reported(bad, library, monkeypatch):
     matrix = kernels.SparseMatrix(weight_of(300, 515, 0.95), library)
     for tokens in (1, 3, 70, 130):
         for threads in (1, 2):
-            monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+            monkeypatch.setattr(sparse_matrix, "threads", lambda count=threads: count)
             grad, x = torch.randn(tokens, 300), torch.randn(tokens, 515)
             assert matrix.gradient(grad, x, torch.zeros(300, 515))
             spoilt = grad.clone()
@@ -179,7 +181,7 @@ def test_an_activation_that_is_not_finite_is_reported(bad, library, monkeypatch)
             x = torch.randn(tokens, 515)
             x[tokens - 1, position] = bad
             for threads in (1, 2):
-                monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+                monkeypatch.setattr(sparse_matrix, "threads", lambda count=threads: count)
                 assert matrix.product(x) is None
     assert matrix.product(torch.full((2, 515), 3e38)) is not None  # large is not infinite
     assert matrix.convolution(torch.full((1, 515, 3, 3), bad)) is None

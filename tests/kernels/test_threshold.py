@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from hf_autosparse import functional, kernels
-from hf_autosparse.functional import annealed_soft_threshold, soft_threshold
+from hf_autosparse import kernels
+from hf_autosparse.functional import soft_threshold
+from hf_autosparse.kernels import annealed_soft_threshold
+from hf_autosparse.kernels import soft_threshold as choosing
+from hf_autosparse.kernels.cpu import binding
+from hf_autosparse.kernels.cpu import library as c_library
+from hf_autosparse.kernels.cpu import threshold as c_threshold
 from threshold_example import example
 
 pytestmark = pytest.mark.skipif(
@@ -24,13 +29,13 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=kernels.supported_isas())
+@pytest.fixture(params=binding.supported_isas())
 def library(request, monkeypatch):
-    """Makes functional.py use the kernels of one instruction set."""
-    chosen, reason = kernels._load(request.param)
+    """Makes `annealed_soft_threshold` use the kernels of one instruction set."""
+    chosen, reason = c_library._load(request.param)
     if chosen is None:
         pytest.skip(reason)
-    monkeypatch.setattr(kernels, "_choice", (chosen, reason))
+    monkeypatch.setattr(c_library, "_choice", (chosen, reason))
     return chosen
 
 
@@ -45,9 +50,9 @@ def run(weight, threshold, grad, alpha):
 @pytest.mark.parametrize(("shape", "threshold_shape"), SHAPES, ids=str)
 def test_agrees_with_the_reference(shape, threshold_shape, alpha, library, monkeypatch):
     weight, threshold, grad = example(shape, threshold_shape)
-    assert kernels.threshold.layout(weight, threshold)
+    assert c_threshold.layout(weight, threshold)
     output, grad_weight, grad_threshold = run(weight, threshold, grad, alpha)
-    monkeypatch.setattr(kernels, "_choice", (None, "the reference"))
+    monkeypatch.setattr(c_library, "_choice", (None, "the reference"))
     expected, expected_weight, eager = run(weight, threshold, grad, alpha)
     assert torch.equal(output, expected) and torch.equal(grad_weight, expected_weight)
     *_, exact = run(weight.double(), threshold.double(), grad.double(), alpha)
@@ -70,7 +75,7 @@ def test_the_same_bits_for_any_number_of_threads(library, monkeypatch):
     for shape, threshold_shape in SHAPES:
         results = []
         for threads in (1, 2, 3):
-            monkeypatch.setattr(kernels.threshold, "threads", lambda count=threads: count)
+            monkeypatch.setattr(c_threshold, "threads", lambda count=threads: count)
             results.append(run(*example(shape, threshold_shape), 0.3))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -98,8 +103,8 @@ def test_a_gradient_that_is_not_contiguous(library):
     ids=["float64", "bfloat16", "not contiguous", "empty", "inner dimension", "fewer dimensions", "device"],
 )
 def test_anything_else_takes_plain_torch(weight, threshold):
-    assert kernels.threshold.layout(weight, threshold) is None
-    assert functional._kernel_layout(weight, threshold) is None
+    assert c_threshold.layout(weight, threshold) is None
+    assert choosing._kernel_layout(weight, threshold) is None
 
 
 def test_transforms_and_second_derivatives_take_plain_torch():
@@ -111,3 +116,25 @@ def test_transforms_and_second_derivatives_take_plain_torch():
     (first,) = torch.autograd.grad(loss(weight), weight, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), weight)
     torch.testing.assert_close(second, 2.0 * (weight.abs() > threshold))
+
+
+def test_nothing_but_weight_and_threshold_is_saved():
+    saved = []
+    weight, threshold = torch.randn(64, requires_grad=True), torch.tensor([0.1], requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        annealed_soft_threshold(weight, threshold, 0.5)
+    assert [t.data_ptr() for t in saved] == [weight.data_ptr(), threshold.data_ptr()]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracer does
+def test_compiles_without_a_graph_break():
+    def loss(weight, threshold):
+        return annealed_soft_threshold(weight, threshold, 0.5).square().sum()
+
+    grads = []
+    for run in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss):
+        weight = torch.linspace(-1, 1, 9).requires_grad_()
+        threshold = torch.tensor([0.3], requires_grad=True)
+        run(weight, threshold).backward()
+        grads.append((weight.grad, threshold.grad))
+    torch.testing.assert_close(*grads)

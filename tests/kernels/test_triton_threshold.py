@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from hf_autosparse import kernels
-from hf_autosparse.functional import _AnnealedSoftThreshold, annealed_soft_threshold, soft_threshold
+from hf_autosparse import functional, kernels
+from hf_autosparse.functional import soft_threshold
+from hf_autosparse.kernels import annealed_soft_threshold
 from hf_autosparse.kernels.triton import availability as gpu
 from threshold_example import example
 
@@ -35,7 +36,7 @@ def kernel(triton_device):
 def reference(weight, threshold, grad, alpha, dtype):
     """Effective weight and gradients by plain torch; the effective weight goes to `dtype` as a product converts it."""
     weight, threshold = weight.clone().requires_grad_(), threshold.clone().requires_grad_()
-    output = _AnnealedSoftThreshold.apply(weight, threshold, alpha, None).to(dtype)
+    output = functional.annealed_soft_threshold(weight, threshold, alpha, None).to(dtype)
     output.backward(grad)
     return output.detach(), weight.grad, threshold.grad
 
@@ -209,6 +210,7 @@ def test_without_triton_the_log_says_so_once(undecided, monkeypatch, caplog):
     ],
 )
 def test_kernels_that_do_not_work_are_not_used(computes, reason, kernel, undecided, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(gpu, "_computes", computes)
     assert gpu.threshold() is None and gpu.status().startswith("plain torch, because triton")
     assert gpu.status().endswith(reason)

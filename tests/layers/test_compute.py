@@ -23,6 +23,9 @@ from hf_autosparse import (
     kernels,
     sparsify,
 )
+from hf_autosparse.kernels.autotune import Measurement
+from hf_autosparse.kernels.cpu import library as c_library
+from hf_autosparse.kernels.cpu import sparse_matrix
 from hf_autosparse.layers import crossover as training_crossover
 from hf_autosparse.layers import product as sparse_product
 from hf_autosparse.methods import Annealing, Budget, Progress, available_methods, config_class
@@ -268,7 +271,7 @@ def test_two_forwards_before_a_backward_and_the_same_bits_for_any_number_of_thre
     model, x = layer_of("sparse"), torch.randn(2, 200, 32)
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(kernels.sparse_matrix, "threads", lambda count=threads: count)
+        monkeypatch.setattr(sparse_matrix, "threads", lambda count=threads: count)
         model.zero_grad()
         (model(x[0]) * model(x[1])).sum().backward()
         results.append([parameter.grad.clone() for parameter in model.parameters() if parameter.dim() == 2])
@@ -309,7 +312,7 @@ def test_second_derivatives_autocast_and_functorch_take_dense_products(calls):
 
 
 def test_without_the_kernels_products_are_dense(monkeypatch, calls):
-    monkeypatch.setattr(kernels, "_choice", (None, "not there"))
+    monkeypatch.setattr(c_library, "_choice", (None, "not there"))
     dense, sparse = both()
     assert calls == [] and all(torch.equal(a, b) for a, b in zip(dense.values(), sparse.values(), strict=True))
 
@@ -349,11 +352,11 @@ def measured(monkeypatch, tmp_path):
 
     def measure(*key):
         asked.append(key)
-        return dict(answer)
+        return Measurement(dict(answer), 0.0)
 
     monkeypatch.setattr(training_crossover, "_measure", measure)
     monkeypatch.setattr(training_crossover, "_picked", {})
-    monkeypatch.setattr(kernels, "cache_directory", lambda: tmp_path)
+    monkeypatch.setenv("HF_AUTOSPARSE_CACHE", str(tmp_path))
     return asked, answer
 
 
@@ -401,7 +404,7 @@ def test_auto_measures(monkeypatch):
     random = torch.get_rng_state()
     for bias, sampled in itertools.product((True, False), (True, False)):
         with torch.no_grad():
-            speedups = training_crossover._measure((40, 60), bias, 0.8, sampled)
+            speedups = training_crossover._measure((40, 60), bias, 0.8, sampled).speedups
         assert list(speedups) == [8, 64] and all(ratio > 0 for ratio in speedups.values())
     assert torch.equal(torch.get_rng_state(), random)  # training goes on as if nothing had been
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_autosparse import AutoSparseConfig, SparseTraining, kernels, sparse_layers, sparsify
+from hf_autosparse.kernels.cpu import threshold as c_threshold
 from hf_autosparse.layers.sparse import SparseLayer
 from hf_autosparse.methods import Progress
 from tiny import assert_same_state, tiny_trainer
@@ -31,14 +32,14 @@ class Watch(TrainerCallback):
 def train(directory, monkeypatch, *, reuses: bool, **changes):
     """A trained model, and how often the kernel computed an effective weight in training."""
     computed = []
-    forward = kernels.threshold.forward
+    forward = c_threshold.forward
 
     def counting(library, weight, *rest):
         computed.append(weight.requires_grad)
         return forward(library, weight, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernels.threshold, "forward", counting)
+        patch.setattr(c_threshold, "forward", counting)
         if not reuses:
             patch.setattr(SparseLayer, "_effective_weight", lambda layer: layer.sparsifier(layer.weight))
         config = AutoSparseConfig(threshold_init={"sparsity": 0.3}, alpha_update="step")

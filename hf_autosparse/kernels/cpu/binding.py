@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..environment import cache_directory
 from .build import BuildError, build, compiler, compiler_key, instruction_sets, library_name
 
 _PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
+_Signature = tuple[Any, list[Any]]
+_SIGNATURES: dict[str, _Signature] = {
     "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _PTR, _INT]),
     "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
     "screen": (_LONG, [_PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT, _LONG, _INT]),
     "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
     "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
 }
-_PLAN = (_LONG, [_PTR, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR])
-_FILL = (_INT, [_PTR, _PTR, _LONG, _LONG, _INT])
+_PLAN: _Signature = (_LONG, [_PTR, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR])
+_FILL: _Signature = (_INT, [_PTR, _PTR, _LONG, _LONG, _INT])
+
+Function = Callable[..., Any]
 
 _forked = False
 
@@ -31,13 +37,18 @@ class Library:
 
     path: Path
     isa: str
-    plan: ctypes._CFuncPtr
-    fill: ctypes._CFuncPtr
-    matmul: ctypes._CFuncPtr
-    gradient: ctypes._CFuncPtr
-    screen: ctypes._CFuncPtr
-    forward: ctypes._CFuncPtr
-    backward: ctypes._CFuncPtr
+    plan: Function
+    fill: Function
+    matmul: Function
+    gradient: Function
+    screen: Function
+    forward: Function
+    backward: Function
+
+    @property
+    def version(self) -> str:
+        """Changes with the sources, the compiler and the instruction set."""
+        return f"{self.path.stem} {self.isa}"
 
 
 def threads() -> int:
@@ -52,14 +63,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def cache_directory() -> Path:
-    """Where this user's built libraries and measurements lie: $HF_AUTOSPARSE_CACHE, else ~/.cache/hf_autosparse."""
-    if named := os.environ.get("HF_AUTOSPARSE_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hf_autosparse"
 
 
 def library_file() -> Path:
@@ -98,7 +101,7 @@ def bind(path: Path, isa: str) -> Library:
     loaded = ctypes.CDLL(str(path))  # releases the GIL during calls
     functions = {"plan": ("autosparse_plan", _PLAN), "fill": ("autosparse_fill", _FILL)}
     functions |= {name: (f"autosparse_{name}_{isa}", signature) for name, signature in _SIGNATURES.items()}
-    bound = {}
+    bound: dict[str, Function] = {}
     for name, (symbol, (result, arguments)) in functions.items():
         try:
             function = getattr(loaded, symbol)

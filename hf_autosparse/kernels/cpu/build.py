@@ -20,8 +20,8 @@ _PER_ISA = ("sparse_matmul.c", "sparse_gradient.c", "screen.c", "threshold.c")
 # -ffast-math would change results, and at link time it makes the whole process flush denormals.
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _AVX2 = ("-mavx2", "-mfma")
-# Name -> flags; the first runs on every machine of that kind, later ones are better and chosen when loading.
-_ISAS = {
+# Machine -> name -> flags; the first runs on every machine of that kind, later ones are better, chosen when loading.
+_ISAS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "sse2": (),
         "avx2": _AVX2,
@@ -118,14 +118,14 @@ def _compile(command: list[str], scratch: Path, openmp: list[str]) -> Path:
     return draft
 
 
-def _start(command: list[str]) -> subprocess.Popen:
+def _start(command: list[str]) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
     except OSError as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
 
 
-def _finish(process: subprocess.Popen) -> str | None:
+def _finish(process: subprocess.Popen[str]) -> str | None:
     """None if the process ended well, else the end of what it said."""
     try:
         _, said = process.communicate(timeout=_TIMEOUT)

@@ -46,4 +46,4 @@ def correct(
     )
     if count == -2:
         raise MemoryError(f"no memory for the largest of {tokens} x {rows} logits")
-    return None if count < 0 else count
+    return None if count < 0 else int(count)

@@ -7,7 +7,10 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ..backends import Backend, register_backend
 from .binding import Library, threads
+from .library import library as load_library
+from .library import register_check, status
 
 _BLOCK, _SLICE = 256, 4  # as in csrc/sparse_matrix.h
 _ARRAYS = ("first_row", "first_step", "length", "order", "value", "half", "column")
@@ -32,7 +35,7 @@ class _Window(ctypes.Structure):
 
 
 def convolved(size: int, kernel: int, stride: int, dilation: int) -> int:
-    """What a convolution makes of an image's side that is padded already."""
+    """The size of a convolution's result along one side of an image that is padded already."""
     return (size - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -52,21 +55,23 @@ class SparseMatrix:
     def __init__(self, weight: Tensor, library: Library, values: torch.dtype = torch.float32):
         rows, cols = weight.shape
         blocks, slices = -(-cols // _BLOCK), -(-rows // _SLICE)
-        count = torch.empty(blocks * rows, dtype=torch.int16)
-        work = torch.empty(rows, dtype=torch.int64)
+        count = torch.empty(blocks * rows, dtype=torch.int16, device="cpu")
+        work = torch.empty(rows, dtype=torch.int64, device="cpu")
         arrays = {
-            "first_row": torch.empty(slices + 1, dtype=torch.int64),
-            "first_step": torch.empty(slices + 1, dtype=torch.int64),
-            "length": torch.empty(slices * blocks, dtype=torch.int16),
-            "order": torch.empty(slices * blocks * _SLICE, dtype=torch.uint8),
+            "first_row": torch.empty(slices + 1, dtype=torch.int64, device="cpu"),
+            "first_step": torch.empty(slices + 1, dtype=torch.int64, device="cpu"),
+            "length": torch.empty(slices * blocks, dtype=torch.int16, device="cpu"),
+            "order": torch.empty(slices * blocks * _SLICE, dtype=torch.uint8, device="cpu"),
         }
         source = (weight.data_ptr(), *weight.stride())
         chunks = library.plan(
             *source, rows, cols, threads(), *(array.data_ptr() for array in (count, work, *arrays.values()))
         )
         steps = int(arrays["first_step"][chunks])
-        arrays["half" if values is torch.bfloat16 else "value"] = torch.zeros(steps * _SLICE, dtype=values)
-        arrays["column"] = torch.zeros(steps * _SLICE, dtype=torch.uint8)
+        arrays["half" if values is torch.bfloat16 else "value"] = torch.zeros(
+            steps * _SLICE, dtype=values, device="cpu"
+        )
+        arrays["column"] = torch.zeros(steps * _SLICE, dtype=torch.uint8, device="cpu")
         self.rows, self.cols = rows, cols
         self.arrays = arrays  # keeps the memory that the struct points to
         pointers = (arrays[name].data_ptr() if name in arrays else None for name in _ARRAYS)
@@ -92,7 +97,7 @@ class SparseMatrix:
             (..., rows), or None where an activation is infinite or NaN: take the dense product then, which multiplies
             it with the zeros of W too.
         """
-        y = torch.empty(*x.shape[:-1], self.rows)
+        y = x.new_empty(*x.shape[:-1], self.rows)
         return y if self._run(x, y, x.numel() // self.cols, bias) else None
 
     def convolution(
@@ -116,8 +121,8 @@ class SparseMatrix:
             (images, rows, height, width) of the result, or None as in `product`.
         """
         size = x.shape[2:]
-        out = tuple(convolved(*side) for side in zip(size, kernel, stride, dilation, strict=True))
-        y = torch.empty(x.shape[0], self.rows, *out)
+        out = [convolved(*side) for side in zip(size, kernel, stride, dilation, strict=True)]
+        y = x.new_empty(x.shape[0], self.rows, *out)
         window = _Window(*size, *kernel, *stride, *dilation, *out, size[1] if stride == (1, 1) else out[1])
         pointer = ctypes.addressof(window)
         clean = [self._run(image, result, 0, bias, pointer) for image, result in zip(x, y, strict=True)]
@@ -141,14 +146,61 @@ class SparseMatrix:
             raise ValueError("a matrix with values = torch.bfloat16 has no gradient: build it with torch.float32")
         tokens = x.numel() // self.cols
         pointers = (self._pointer, grad.data_ptr(), x.data_ptr(), out.data_ptr())
-        status = self._gradient(*pointers, *out.stride(), tokens, threads())
-        if status < 0:
+        code = self._gradient(*pointers, *out.stride(), tokens, threads())
+        if code < 0:
             raise MemoryError(f"no memory to transpose {tokens} x {self.rows + self.cols} numbers")
-        return status == 0
+        return bool(code == 0)
 
     def _run(self, x: Tensor, y: Tensor, tokens: int, bias: Tensor | None, window: int | None = None) -> bool:
         bias_pointer = None if bias is None else bias.data_ptr()
-        status = self._matmul(self._pointer, x.data_ptr(), y.data_ptr(), tokens, bias_pointer, window, threads())
-        if status < 0:
+        code = self._matmul(self._pointer, x.data_ptr(), y.data_ptr(), tokens, bias_pointer, window, threads())
+        if code < 0:
             raise MemoryError(f"no memory for a tile of {self.cols} activations per token")
-        return status == 0
+        return bool(code == 0)
+
+
+@register_check
+def _agrees_with_torch(library: Library) -> bool:
+    generator = torch.Generator("cpu").manual_seed(0)
+    weight, x, grad = (
+        torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
+        for size in ((70, 300), (61, 300), (61, 70))
+    )
+    weight = torch.where(weight.abs() > 1, weight, 0)
+    matrix = SparseMatrix(weight, library)
+    for tokens in (1, 5, 12, 61):  # tiles of every size
+        product, expected = matrix.product(x[:tokens]), x[:tokens] @ weight.T
+        if product is None or not torch.allclose(product, expected, rtol=1e-4, atol=1e-4):
+            return False
+    found = torch.zeros(70, 300, dtype=torch.float32, device="cpu")
+    clean = matrix.gradient(grad, x, found)
+    return clean and torch.allclose(found, (grad.T @ x) * (weight != 0), rtol=1e-4, atol=1e-4)
+
+
+def _backend(name: str, values: torch.dtype) -> Backend:
+    """The backend whose non-zeros have this dtype; activations, sums and results are float32."""
+
+    def build(weight: Tensor) -> SparseMatrix | None:
+        library = load_library()
+        return None if library is None else SparseMatrix(weight, library, values)
+
+    def version() -> str:
+        library = load_library()
+        return "" if library is None else library.version
+
+    return Backend(
+        name=name,
+        device="cpu",
+        dtypes=(torch.float32,),
+        build=build,
+        is_available=lambda: load_library() is not None,
+        requirement="the C kernels",
+        status=status,
+        version=version,
+        convolves=True,
+        exact=lambda weight: values is torch.float32 or torch.equal(weight, weight.to(values).float()),
+    )
+
+
+register_backend(_backend("sparse", torch.float32))
+register_backend(_backend("sparse_bfloat16", torch.bfloat16))

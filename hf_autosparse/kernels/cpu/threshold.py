@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .binding import Library, threads
+from .library import register_check
 
 Shape = tuple[int, int, int]
 
@@ -60,3 +61,18 @@ def backward(
     if status < 0:
         raise MemoryError("no memory for the partial sums of the threshold's gradient")
     return grad_weight, grad_threshold
+
+
+@register_check
+def _agrees_with_torch(library: Library) -> bool:
+    weight = torch.linspace(-2, 2, 301, dtype=torch.float32, device="cpu")
+    cut = torch.ones(1, dtype=torch.float32, device="cpu")
+    grad = torch.arange(301, dtype=torch.float32, device="cpu")
+    shape = (1, 301, 0)
+    active = weight.abs() > 1
+    grad_weight, grad_threshold = backward(library, weight, cut, grad, 0.5, shape)
+    return (
+        torch.equal(forward(library, weight, cut, shape), weight - weight.clamp(-1, 1))
+        and torch.equal(grad_weight, torch.where(active, grad, grad * 0.5))
+        and torch.allclose(grad_threshold, -(grad_weight * weight.sign()).sum(), rtol=1e-4)
+    )

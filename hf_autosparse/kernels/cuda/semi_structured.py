@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...functional import n_of_m_mask
+from ..backends import Backend, register_backend
+
 DTYPES = (torch.bfloat16, torch.float16)
 _ROWS, _COLUMNS = 32, 64  # multiples that CUTLASS, the stricter of torch's two libraries, takes
 
@@ -39,3 +42,23 @@ def refusal(weight: Tensor) -> str | None:
     if int((weight.unflatten(1, (-1, 4)) != 0).sum(-1).max()) > 2:
         return "not 2:4, more than two of four consecutive inputs have a weight"
     return None
+
+
+def _is_available() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+register_backend(
+    Backend(
+        name="semi_structured",
+        device="cuda",
+        dtypes=DTYPES,
+        build=SemiStructuredMatrix,
+        is_available=_is_available,
+        requirement="a GPU of compute capability 8.0",
+        status=lambda: "torch's 2:4 product" if _is_available() else "the dense product",
+        version=lambda: f"torch {torch.__version__}",
+        refusal=refusal,
+        restrict=lambda weight: weight * n_of_m_mask(weight.abs(), 2, 4),
+    )
+)

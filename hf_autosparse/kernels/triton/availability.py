@@ -1,4 +1,4 @@
-"""Whether the Triton kernels are to be had. Triton is imported, and CUDA touched, when a tensor on a GPU first asks."""
+"""Whether the Triton kernels can be used. Triton is imported, and CUDA touched, when a tensor on a GPU first asks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..environment import VARIABLE
+from ..isolation import run_isolated
+
 logger = logging.getLogger(__name__)
 
-VARIABLE = "HF_AUTOSPARSE_KERNELS"
 _choice: tuple[bool, str] | None = None
 
 
@@ -29,12 +31,12 @@ def is_available() -> bool:
 
 
 def status() -> str:
-    """Which route is taken for tensors on a GPU, and why."""
+    """Which route tensors on a GPU take, and why."""
     return _choose()[1]
 
 
 def threshold() -> ModuleType | None:
-    """`triton_threshold`, or None where plain torch has to do it."""
+    """The module of the threshold's kernels, or None where plain torch has to compute."""
     if not is_available():
         return None
     from . import threshold as triton_threshold
@@ -58,7 +60,8 @@ def _load() -> tuple[bool, str]:
     except ImportError as error:
         return False, f"plain torch, because triton cannot be imported: {error}"
     try:
-        right = _computes("cuda")
+        device = f"cuda:{torch.cuda.current_device()}"
+        right = run_isolated(lambda: _computes(device))
     except Exception as error:  # no compiler for the launcher, an old card, a driver that does not fit: all differ
         first_line = str(error).strip().partition("\n")[0]
         return False, f"plain torch, because triton {triton.__version__} fails: {type(error).__name__}: {first_line}"
@@ -71,6 +74,9 @@ def _computes(device: str) -> bool:
     """Whether a kernel agrees with torch on one small example: wrong results would be silent."""
     from . import threshold as triton_threshold
 
-    weight, cut = torch.linspace(-2, 2, 300, device=device), torch.ones(1, device=device)
-    sparse = triton_threshold.forward(weight, cut, triton_threshold.layout(weight, cut), torch.float32)
+    weight = torch.linspace(-2, 2, 300, dtype=torch.float32, device=device)
+    cut = torch.ones(1, dtype=torch.float32, device=device)
+    shape = triton_threshold.layout(weight, cut)
+    assert shape is not None
+    sparse = triton_threshold.forward(weight, cut, shape, torch.float32)
     return torch.equal(sparse, weight - weight.clamp(-1, 1))

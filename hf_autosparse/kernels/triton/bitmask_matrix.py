@@ -1,12 +1,14 @@
-"""A weight with zeros as one bit a weight and its packed non-zeros: for products that wait for the weight's bytes."""
+"""A weight as one bit each and its packed non-zeros: for products whose time goes into reading the weight."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ROWS, COLUMNS = 16, 256  # of a tile
-MOST_TOKENS = 16  # beyond, a product waits for its multiplications
+from ..backends import Backend, register_backend
+from .availability import is_available, status
+from .bitmask_tiles import COLUMNS, MOST_TOKENS, ROWS
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -14,7 +16,7 @@ class BitmaskMatrix:
     """`Y = X W^T (+ bias)` for up to 16 tokens, reading 1 bit a weight and its dtype a non-zero.
 
     At 80 % sparsity that is 0.26 of a bfloat16 weight's bytes. The weight is cut into tiles of 16 x 256, padded with
-    zeros at its edges. Building works on any device, the product takes Triton.
+    zeros at its edges. Building works on any device, the product needs Triton.
 
     Attributes:
         bits: int32, (row blocks, column blocks, 16, 8): bit j of word i is set where column `32 i + j` is not zero.
@@ -48,7 +50,7 @@ class BitmaskMatrix:
     @property
     def bytes(self) -> int:
         """Memory that the format takes, and what a product reads of it."""
-        return self.bits.nbytes + self.offset.nbytes + self.value.nbytes
+        return sum(part.nbytes for part in (self.bits, self.offset, self.value))
 
     def to_dense(self) -> Tensor:
         """The weight, (rows, cols)."""
@@ -71,6 +73,22 @@ class BitmaskMatrix:
         """
         if x.numel() > MOST_TOKENS * self.cols:
             return None
-        from . import matvec as triton_matvec
+        from . import matvec  # imports Triton
 
-        return triton_matvec.product(self, x.view(-1, self.cols), bias).view(*x.shape[:-1], self.rows)
+        product = matvec.product(self.bits, self.offset, self.value, self.rows, x.view(-1, self.cols), bias)
+        return product.view(*x.shape[:-1], self.rows)
+
+
+register_backend(
+    Backend(
+        name="bitmask",
+        device="cuda",
+        dtypes=DTYPES,
+        build=lambda weight: BitmaskMatrix(weight) if is_available() else None,
+        is_available=is_available,
+        requirement="the Triton kernels",
+        status=status,
+        version=status,
+        most_tokens=MOST_TOKENS,
+    )
+)

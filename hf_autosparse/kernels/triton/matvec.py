@@ -6,6 +6,8 @@ whose programs find the weight in the GPU's cache. Where there are fewer rows th
 are split between programs, whose sums torch adds up in its own fixed order.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# A Triton kernel is not Python: its parameters have the types that its caller's tensors give them.
 from __future__ import annotations
 
 import functools
@@ -15,26 +17,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bitmask_matrix import COLUMNS, MOST_TOKENS, ROWS, BitmaskMatrix
+from .bitmask_tiles import COLUMNS, MOST_TOKENS, ROWS
 
 _PROGRAMS = 4  # wanted on each multiprocessor: loads of some are under way while others compute
 
 
-def product(matrix: BitmaskMatrix, x: Tensor, bias: Tensor | None, splits: int | None = None) -> Tensor:
+def product(
+    bits: Tensor,
+    offset: Tensor,
+    value: Tensor,
+    rows: int,
+    x: Tensor,
+    bias: Tensor | None,
+    splits: int | None = None,
+) -> Tensor:
     """`x W^T + bias` in x's dtype: (tokens, cols), at most 16 tokens -> (tokens, rows).
 
     Args:
+        bits, offset, value: of the `BitmaskMatrix`; `rows`: its number of rows.
         splits: into how many parts the columns are split; None to fill the GPU.
     """
-    tokens, (down, across) = x.shape[0], matrix.offset.shape
+    (tokens, cols), (down, across) = x.shape, offset.shape
     if splits is None:
         splits = max(1, _PROGRAMS * _multiprocessors(x.device) // down)
     each = -(-across // min(splits, across))  # column blocks of a program
     splits = -(-across // each)
     final = splits == 1
-    y = torch.empty(splits, tokens, matrix.rows, dtype=x.dtype if final else torch.float32, device=x.device)
-    arrays = (x, matrix.bits, matrix.offset, matrix.value, bias if final else None, y)
-    sizes = (tokens, matrix.rows, matrix.cols, across, each)
+    y = torch.empty(splits, tokens, rows, dtype=x.dtype if final else torch.float32, device=x.device)
+    arrays = (x, bits, offset, value, bias if final else None, y)
+    sizes = (tokens, rows, cols, across, each)
     together = tokens > 1 and x.dtype != torch.float32
     grid = (down, splits, 1 if together else tokens)
     with torch.cuda.device_of(x):

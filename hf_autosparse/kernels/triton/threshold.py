@@ -1,10 +1,12 @@
 """The annealed soft threshold in Triton: what `functional` computes, one pass each way, on a GPU.
 
-The interface is that of threshold.py. Each program takes one tile of the weight. In the backward pass it writes the sum
-of its share of each threshold's gradient into a buffer, which torch then sums in its own fixed order: no atomics, so
-the same bits in every run.
+The interface is that of cpu/threshold.py. Each program takes one tile of the weight. In the backward pass it writes the
+sum of its share of each threshold's gradient into a buffer, which torch then sums in its own fixed order: no atomics,
+so the same bits in every run.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# A Triton kernel is not Python: its parameters have the types that its caller's tensors give them.
 from __future__ import annotations
 
 import torch
