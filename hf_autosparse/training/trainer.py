@@ -141,11 +141,11 @@ class AutoSparseMixin(LossMixin, HubMixin):
             group["params"] = [p for p in group["params"] if id(p) not in ids]
         config = self.sparse_config
         if thresholds:
-            group: dict[str, Any] = {"params": thresholds}
+            thresholds_group: dict[str, Any] = {"params": thresholds}
             if isinstance(config, LearnedParameters):
-                group["lr"] = self.args.learning_rate if config.threshold_lr is None else config.threshold_lr
-                group["weight_decay"] = config.threshold_weight_decay
-            optimizer.add_param_group(group)
+                thresholds_group["lr"] = self.args.learning_rate if config.threshold_lr is None else config.threshold_lr
+                thresholds_group["weight_decay"] = config.threshold_weight_decay
+            optimizer.add_param_group(thresholds_group)
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

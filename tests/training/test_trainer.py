@@ -70,6 +70,11 @@ def test_default_config_and_already_sparse_model(tmp_path):
         AutoSparseTrainer(model, tiny_arguments(tmp_path), AutoSparseConfig())
 
 
+def test_a_dict_is_no_configuration(tmp_path):
+    with pytest.raises(TypeError, match="sparse_config = {'method': 'rigl'}: expected .*SparseConfig.from_dict"):
+        AutoSparseTrainer(tiny_translator(), tiny_arguments(tmp_path), {"method": "rigl"})
+
+
 def test_model_given_by_name_is_refused(tmp_path):
     with pytest.raises(TypeError, match="model = 'gpt2': load it first"):
         AutoSparseTrainer("gpt2", tiny_arguments(tmp_path))
