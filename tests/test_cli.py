@@ -24,8 +24,8 @@ from hf_autosparse.cli import app
 from hf_autosparse.methods import available_methods
 from hf_autosparse.reports.diff import checkpoint_diff
 from hf_autosparse.reports.trajectory import Moment, Trajectory
-from hf_autosparse.serialization.bitmask_format import METADATA
 from hf_autosparse.serialization.files import TRAJECTORY
+from sealed import save_sealed
 from tiny import tiny_translator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -401,10 +401,10 @@ def test_no_safetensors_file(content, command, tmp_path):
 
 
 def test_hostile_names_in_errors(tmp_path):
-    tensors = {"\x1b[2Jx_bitmask": torch.zeros(1, dtype=torch.uint8)}
-    save_file(tensors, tmp_path / "model.safetensors", METADATA)
+    tensors = {"\x1b[2Jx_values": torch.zeros(1, dtype=torch.uint8)}
+    save_sealed(tensors, tmp_path / "model.safetensors")
     result = run("report", tmp_path)
-    assert result.exit_code == 2 and r"\x1b[2Jx_bitmask" in result.stderr and "\x1b" not in result.stderr
+    assert result.exit_code == 2 and r"\x1b[2Jx_values" in result.stderr and "\x1b" not in result.stderr
 
 
 def test_a_damaged_trajectory(models, tmp_path):

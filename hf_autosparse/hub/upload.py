@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from ..serialization.files import CARD, MODEL_CONFIG, is_private, is_weight_file
-from ..serialization.pack import QUANT_METHOD, pack
+from ..serialization.files import CARD, MODEL_CONFIG, QUANT_METHOD, is_private, is_weight_file
+from ..serialization.pack import pack
 from ..utils.io import StrPath, read_json_object
 from ..utils.version import __version__
 from .card import describe_loading

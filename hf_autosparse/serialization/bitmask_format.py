@@ -1,30 +1,45 @@
-"""The packed safetensors format, version 1: a bitmask and the non-zero values per sparse weight.
+"""The packed safetensors format, version 2: a bitmask and the non-zero values of each sparse weight, and digests.
 
-`docs/packed_format.md` has it byte by byte. A file may come from anyone: headers are checked before a payload is read,
-payloads before they are used, and no allocation exceeds what the checked sizes call for.
+`docs/packed_format.md` has it byte by byte, and version 1, which is still read. A file may come from anyone: headers
+are checked before a payload is read, payloads before they are used, and no allocation exceeds what the checked sizes
+call for.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FORMAT = "bitmask"
-FORMAT_VERSION = 1
-BITMASK, VALUES, SHAPE = "_bitmask", "_values", "_shape"
-METADATA = {"format": "pt", "autosparse_format": FORMAT, "autosparse_format_version": str(FORMAT_VERSION)}
+from ..utils.io import StrPath
+from .digest import Digest, digest, raw_bytes
 
-SUFFIXES = (BITMASK, VALUES, SHAPE)
+FORMAT = "bitmask"
+FORMAT_VERSION = 2  # what is written
+# What the names of a packed weight's tensors add to its own, by version: bitmask, values, shape. Since version 2 the
+# bitmask lies under the weight's own name, but never has its shape: a program that does not know the format, or does
+# not see that the file is packed, fails on the shape instead of leaving the weight as it was initialised.
+SUFFIXES = {1: ("_bitmask", "_values", "_shape"), 2: ("", "_values", "_shape")}
+_FEWEST_DIMENSIONS = {1: 1, 2: 2}  # of a packed weight: a bitmask has one
+_MARK = "autosparse_"
+_METADATA = {
+    1: {"autosparse_format", "autosparse_format_version"},
+    2: {"autosparse_format", "autosparse_format_version", "autosparse_digests"},
+}
+_is_digest = re.compile("[0-9a-f]{8}").fullmatch
+
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: elements are moved as integers
 _INFINITY = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # NaN is above
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -52,10 +67,29 @@ class PackedFormatError(ValueError):
     """A packed checkpoint that is not what it says; the message names the file, the tensor and what was expected."""
 
 
-def split_name(key: str) -> tuple[str, str | None]:
-    """Name of the weight that a stored tensor belongs to, and which of its three it is (None: a tensor of its own)."""
-    suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), None)
-    return (key, None) if suffix is None else (key.removesuffix(suffix), suffix)
+def stored_keys(name: str, version: int = FORMAT_VERSION) -> tuple[str, str, str]:
+    """The names under which a packed weight's bitmask, values and shape are stored."""
+    bitmask, values, shape = SUFFIXES[version]
+    return name + bitmask, name + values, name + shape
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a plain tensor cannot have this name, because it ends as a packed weight's tensors do in some version."""
+    return key.endswith(tuple(filter(None, (suffix for suffixes in SUFFIXES.values() for suffix in suffixes))))
+
+
+def metadata(digests: Mapping[str, str]) -> dict[str, str]:
+    """The `__metadata__` of a packed file.
+
+    Args:
+        digests: stored name -> `digest`, for every tensor of the file.
+    """
+    return {
+        "format": "pt",
+        "autosparse_format": FORMAT,
+        "autosparse_format_version": str(FORMAT_VERSION),
+        "autosparse_digests": json.dumps(dict(sorted(digests.items())), separators=(",", ":")),
+    }
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +165,7 @@ def _check_sizes(name: str, bitmask: tuple[int, ...], values: tuple[int, ...], s
         raise PackedFormatError(f"{name}: the values have shape {values}, expected (k,) with k at most {count}")
 
 
-def _check_bits(name: str, bits: np.ndarray, values: int, count: int) -> None:
+def _check_bits(name: str, bits: npt.NDArray[np.uint8], values: int, count: int) -> None:
     chunks = range(0, len(bits), _CHUNK)
     found = sum(int(np.bitwise_count(bits[i : i + _CHUNK]).sum(dtype=np.int64)) for i in chunks)
     if found != values:
@@ -140,18 +174,24 @@ def _check_bits(name: str, bits: np.ndarray, values: int, count: int) -> None:
         raise PackedFormatError(f"{name}: the bitmask marks weights beyond the {count} there are")
 
 
-def check_version(where: str, found_format: object, found_version: object) -> None:
-    """Raise PackedFormatError unless this release reads that format and version."""
-    if found_format != FORMAT or str(found_version) != str(FORMAT_VERSION):
+def check_version(where: str, found_format: object, found_version: object) -> int:
+    """The version as a number.
+
+    Raises:
+        PackedFormatError: this release does not read that format and version.
+    """
+    versions = {str(version): version for version in SUFFIXES}
+    if found_format != FORMAT or str(found_version) not in versions:
         raise PackedFormatError(
             f"{where}: packed format {found_format!r} version {found_version!r}; this release reads {FORMAT!r} version"
-            f" {FORMAT_VERSION}. Upgrade hf-autosparse, or ask for a plain checkpoint"
+            f" {' and '.join(versions)}. Upgrade hf-autosparse, or ask for a plain checkpoint"
         )
+    return versions[str(found_version)]
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object's members, each name once: parsers differ in which of two they take."""
-    members = {}
+    members: dict[str, object] = {}
     for name, value in pairs:
         if name in members:
             raise PackedFormatError(f"the header has {name!r} twice, expected once")
@@ -177,10 +217,24 @@ class Entry:
         return math.prod(self.shape)
 
 
+class _Opened(Protocol):
+    """safetensors' `safe_open`, whose own stubs have no types."""
+
+    def metadata(self) -> dict[str, str] | None: ...
+    def keys(self) -> list[str]: ...
+    def get_slice(self, name: str) -> Any: ...
+    def get_tensor(self, name: str) -> Tensor: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
 class PackedFile:
     """One safetensors file, packed or plain, opened lazily: only the header is read and checked on opening.
 
-    `entries` maps each tensor's name (a packed weight counts as one) to its `Entry`. Use as a context manager.
+    Use as a context manager.
+
+    Attributes:
+        entries: tensor's name (a packed weight counts as one) -> its `Entry`.
+        version: of the packed format; None for a plain file.
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder, a pipe or a link that leads nowhere.
@@ -188,7 +242,7 @@ class PackedFile:
         PackedFormatError: it is no whole safetensors file, or its header is too long or does not follow the format.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: StrPath):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not a file")
@@ -202,28 +256,31 @@ class PackedFile:
         # Not mapped into memory: the system refuses that for a file larger than memory and swap.
         self._header = self._open(framework="np", backend="pread")
         self._offsets = self._read_offsets()
-        self.entries: dict[str, Entry] = self._read_header()
+        self.version, self._digests = self._read_metadata()
+        self.entries = self._read_header()
 
-    def _open(self, **how) -> safe_open:
+    def _open(self, **how: str) -> _Opened:
         try:
-            return safe_open(str(self.path), **how)
+            return cast(_Opened, safe_open(str(self.path), **how))
         except (SafetensorError, OSError, ValueError, OverflowError) as error:
             raise PackedFormatError(f"{self.path} is not a whole safetensors file: {error}") from error
         except RuntimeError as error:  # torch's, if the system has too little memory
             raise OSError(f"{self.path} cannot be mapped into memory: {error}") from error
 
     @cached_property
-    def _file(self) -> safe_open:
+    def _file(self) -> _Opened:
         """For reading whole tensors: mapped into memory, so that plain ones take none of their own."""
         return self._open(framework="pt", device="cpu")
 
     def __enter__(self) -> PackedFile:
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._header.__exit__(*exception)
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._header.__exit__(kind, exception, traceback)
         if "_file" in self.__dict__:
-            self._file.__exit__(*exception)
+            self._file.__exit__(kind, exception, traceback)
 
     @property
     def packed_names(self) -> list[str]:
@@ -232,52 +289,93 @@ class PackedFile:
     def _label(self, name: str) -> str:
         return f"{self.path.name}, tensor {name}"
 
-    def _read_header(self) -> dict[str, Entry]:
-        metadata = self._header.metadata() or {}
-        keys = set(self._header.keys())
-        self.marked = any(key.startswith("autosparse_format") for key in metadata)
-        if not self.marked:
-            return {key: self._declared(key) for key in sorted(keys)}
-        check_version(self.path.name, metadata.get("autosparse_format"), metadata.get("autosparse_format_version"))
-        unknown = sorted(k for k in metadata if k.startswith("autosparse_") and k not in METADATA)
-        if unknown:
+    @property
+    def marked(self) -> bool:
+        """Whether the file says that it is packed."""
+        return self.version is not None
+
+    def _read_metadata(self) -> tuple[int | None, dict[str, str]]:
+        """The version (None: a plain file), and stored name -> digest (empty in version 1)."""
+        stated = self._header.metadata() or {}
+        marks = {key for key in stated if key.startswith(_MARK)}
+        if not marks:
+            return None, {}
+        found = (stated.get("autosparse_format"), stated.get("autosparse_format_version"))
+        version = check_version(self.path.name, *found)
+        if unknown := sorted(marks - _METADATA[version]):
             raise PackedFormatError(f"{self.path.name}: unknown metadata {unknown}")
-        entries = {}
+        return version, self._read_digests(stated.get("autosparse_digests", "")) if version > 1 else {}
+
+    def _read_digests(self, text: str) -> dict[str, str]:
+        try:
+            digests = json.loads(text, object_pairs_hook=_unique)
+        except PackedFormatError as error:
+            raise PackedFormatError(f"{self.path.name}, autosparse_digests: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise PackedFormatError(f"{self.path.name}: autosparse_digests is not valid JSON: {error}") from error
+        if not isinstance(digests, dict) or not all(isinstance(d, str) and _is_digest(d) for d in digests.values()):
+            raise PackedFormatError(
+                f"{self.path.name}: autosparse_digests is {text!r:.80}, expected an object with eight hexadecimal"
+                " digits for each tensor"
+            )
+        self._compare_names(set(digests), set(self._header.keys()))
+        return digests
+
+    def _compare_names(self, expected: Collection[str], found: Collection[str]) -> None:
+        for name in sorted({*expected} ^ {*found}):
+            trouble = "is not in the file" if name in expected else "is in the file"
+            listed = "which lists it" if name in expected else "but not listed"
+            raise PackedFormatError(f"{self._label(name)}: {trouble}, {listed} in autosparse_digests: it is damaged")
+
+    def _read_header(self) -> dict[str, Entry]:
+        keys = set(self._header.keys())
+        if self.version is None:
+            return {key: self._declared(key) for key in sorted(keys)}
+        suffixes = tuple(filter(None, SUFFIXES[self.version]))
+        entries, parts = {}, set()
         for key in sorted(keys):
-            name, suffix = split_name(key)
+            suffix = next((suffix for suffix in suffixes if key.endswith(suffix)), None)
             if suffix is None:
-                entries[key] = self._declared(key)
                 continue
-            missing = [name + s for s in SUFFIXES if name + s not in keys]
-            if missing or name in keys:
+            name = key.removesuffix(suffix)
+            stored = stored_keys(name, self.version)
+            parts.update(stored)
+            missing = [part for part in stored if part not in keys]
+            if missing or (name in keys and name not in stored):
                 trouble = f"{', '.join(missing)} missing" if missing else f"{name} is there as well"
                 raise PackedFormatError(f"{self._label(key)}: a packed weight is three tensors, but {trouble}")
-            if suffix == BITMASK:
+            if name not in entries:
                 entries[name] = self._declared_packed(name)
-        return entries
+        entries |= {key: self._declared(key) for key in keys - parts}
+        return dict(sorted(entries.items()))
 
     def _declared(self, key: str) -> Entry:
         view = self._header.get_slice(key)
         return Entry(tuple(view.get_shape()), view.get_dtype(), None)
 
     def _declared_packed(self, name: str) -> Entry:
-        bitmask, values, shape = (self._declared(name + suffix) for suffix in SUFFIXES)
-        for entry, suffix, allowed in (
-            (bitmask, BITMASK, ["U8"]),
-            (values, VALUES, [*_DTYPES]),
-            (shape, SHAPE, ["I64"]),
-        ):
+        assert self.version is not None
+        keys = stored_keys(name, self.version)
+        bitmask, values, shape = map(self._declared, keys)
+        for entry, key, allowed in zip((bitmask, values, shape), keys, (["U8"], [*_DTYPES], ["I64"]), strict=True):
             if entry.dtype not in allowed:
-                raise PackedFormatError(
-                    f"{self._label(name + suffix)}: dtype {entry.dtype}, expected {' or '.join(allowed)}"
-                )
-        if len(shape.shape) != 1 or not 1 <= shape.shape[0] <= _MAX_DIMENSIONS:
+                raise PackedFormatError(f"{self._label(key)}: dtype {entry.dtype}, expected {' or '.join(allowed)}")
+        fewest = _FEWEST_DIMENSIONS[self.version]
+        if len(shape.shape) != 1 or not fewest <= shape.shape[0] <= _MAX_DIMENSIONS:
             raise PackedFormatError(
-                f"{self._label(name + SHAPE)}: shape {shape.shape}, expected 1 to {_MAX_DIMENSIONS} sizes"
+                f"{self._label(keys[2])}: shape {shape.shape}, expected {fewest} to {_MAX_DIMENSIONS} sizes"
             )
-        sizes = tuple(self._read(name + SHAPE, "I64", 0, shape.shape[0]).tolist())
-        _check_sizes(self._label(name), bitmask.shape, values.shape, sizes)
-        return Entry(sizes, values.dtype, values.shape[0])
+        sizes = self._read(keys[2], "I64", 0, shape.shape[0])
+        self._compare_digest(keys[2], digest(sizes, shape.dtype, shape.shape) if self._digests else "")
+        result = Entry(tuple(sizes.tolist()), values.dtype, values.shape[0] if len(values.shape) == 1 else -1)
+        _check_sizes(self._label(name), bitmask.shape, values.shape, result.shape)
+        return result
+
+    def _compare_digest(self, key: str, found: str) -> None:
+        if self._digests and found != self._digests[key]:
+            raise PackedFormatError(
+                f"{self._label(key)}: its content has the digest {found}, expected {self._digests[key]}: it is damaged"
+            )
 
     def _tensor(self, key: str) -> Tensor:
         try:
@@ -288,58 +386,82 @@ class PackedFile:
                 f"{self._label(key)}: torch cannot hold dtype {declared.dtype} with shape {declared.shape}: {error}"
             ) from error
 
-    def stored(self, name: str) -> list[str]:
-        """The keys under which a name's tensors lie in the file: three for a packed weight, else itself."""
-        return [name + suffix for suffix in SUFFIXES] if self.entries[name].packed else [name]
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The names under which a tensor lies in the file: three (bitmask, values, shape) for a packed weight."""
+        packed = self.version is not None and self.entries[name].packed
+        return stored_keys(name, self.version) if packed else (name,)
 
-    def parts(self, name: str) -> dict[str, Tensor]:
-        """The stored tensors of a name, as they lie in the file."""
-        return {key: self._tensor(key) for key in self.stored(name)}
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a tensor takes in the file, without the header."""
+        return sum(self._tensor(key).nbytes for key in self.stored(name))
 
     def check(self, name: str) -> None:
-        """Check the payload of a packed weight: as many bits as values, none beyond the end, all values finite."""
+        """Check a tensor's content: its digest; of a packed weight, as many bits as values, none beyond the end, all
+        values finite.
+
+        Raises:
+            PackedFormatError: any of these does not hold.
+        """
+        if self._digests:
+            for key in self.stored(name):
+                declared = self._declared(key)
+                self._compare_digest(key, digest(self._tensor(key), declared.dtype, declared.shape))
         entry = self.entries[name]
-        bits = self._tensor(name + BITMASK).numpy()
-        _check_bits(self._label(name), bits, entry.values, math.prod(entry.shape))
-        values = self._tensor(name + VALUES)
+        if entry.values is None:
+            return
+        bitmask, values = map(self._tensor, self.stored(name)[:2])
+        _check_bits(self._label(name), bitmask.numpy(), entry.values, entry.count)
         integers = values.view(_INTEGER[values.itemsize]).numpy()
         chunks = (integers[i : i + _CHUNK] for i in range(0, len(integers), _CHUNK))
         if any((chunk & np.iinfo(chunk.dtype).max).max() >= _INFINITY[values.dtype] for chunk in chunks):
             raise PackedFormatError(f"{self._label(name)}: holds values that are not finite (NaN or infinity)")
 
     def dense(self, name: str) -> Tensor:
-        """The tensor in plain form; a packed one is checked first."""
+        """The tensor in plain form, checked first."""
+        self.check(name)
         entry = self.entries[name]
         if not entry.packed:
             return self._tensor(name)
-        self.check(name)
-        parts = self.parts(name)
-        return decode(parts[name + BITMASK], parts[name + VALUES], entry.shape, self._label(name))
+        bitmask, values = map(self._tensor, self.stored(name)[:2])
+        return decode(bitmask, values, entry.shape, self._label(name))
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """The tensor's elements in C order, as 1-D tensors of `PIECE` elements and a rest: reads a tensor of any size
-        in bounded memory. A packed weight is unpacked on the way; its values may be infinite or NaN.
+        in bounded memory. A packed weight is unpacked on the way; its values may be infinite or NaN. Digests are
+        compared at the end.
 
         Raises:
-            PackedFormatError: the tensor's dtype is none that torch computes with, the mask's bits don't match the
-                number of values, or the file was changed after it was opened.
+            PackedFormatError: torch does not compute with the tensor's dtype, the mask's bits don't match the number of
+                values, a digest differs, or the file was changed after it was opened.
         """
         entry = self.entries[name]
+        keys = self.stored(name)
+        digests = {key: Digest(self._declared(key).dtype, self._declared(key).shape) for key in keys[:2]}
         taken = 0
         for start in range(0, entry.count, PIECE):
             stop = min(start + PIECE, entry.count)
-            if not entry.packed:
-                yield self._read(name, entry.dtype, start, stop)
+            if entry.values is None:
+                piece = self._read(name, entry.dtype, start, stop)
+                self._digest(digests[name], piece)
+                yield piece
                 continue
-            bits = self._read(name + BITMASK, "U8", start // 8, -(-stop // 8))
+            bits = self._read(keys[0], "U8", start // 8, -(-stop // 8))
             marked = int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
-            values = self._read(name + VALUES, entry.dtype, taken, min(taken + marked, entry.values))
+            values = self._read(keys[1], entry.dtype, taken, min(taken + marked, entry.values))
+            self._digest(digests[keys[0]], bits)
+            self._digest(digests[keys[1]], values)
             yield decode(bits, values, (stop - start,), self._label(name))
             taken += marked
-        if entry.packed and taken != entry.values:
+        if entry.values is not None and taken != entry.values:
             raise PackedFormatError(
                 f"{self._label(name)}: the bitmask marks {taken} weights, but there are {entry.values} values"
             )
+        for key, found in digests.items():
+            self._compare_digest(key, found.hexdigest())
+
+    def _digest(self, found: Digest, piece: Tensor) -> None:
+        if self._digests:
+            found.update(raw_bytes(piece))
 
     def _read(self, key: str, dtype: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of a stored tensor, flat, in memory of their own."""

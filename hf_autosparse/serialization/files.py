@@ -16,6 +16,7 @@ from ..utils.io import StrPath
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODEL_CONFIG = "config.json"
+QUANT_METHOD = "autosparse"  # of the quantization_config in a packed model's config.json
 CARD = "README.md"
 TRAJECTORY = "autosparse_trajectory.json"  # how sparsity developed over the run
 PRUNING = "autosparse_pruning.json"  # what one-shot pruning did to each layer

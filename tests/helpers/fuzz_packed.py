@@ -3,11 +3,11 @@
     pip install "hf-autosparse[fuzz]"
     python tests/helpers/fuzz_packed.py --inputs 120000 --json benchmarks/results/fuzz_packed.json
 
-Atheris (libFuzzer) follows which lines of packed_format.py each input reaches, and keeps those that reach new ones. A
+Atheris (libFuzzer) follows which lines of bitmask_format.py each input reaches, and keeps those that reach new ones. A
 quarter of the inputs is changed byte by byte, an eighth behind the header only. In the others the header stays readable
 JSON with a field changed, or a name doubled, moved or added; half of those get offsets that fit again, so that
-safetensors accepts them and the checks of the packed format are reached. An escaped exception, a hang of 10 s, a crash,
-or an address space grown by more than 512 MB ends the run with the input kept in a file.
+safetensors accepts them and the checks of the packed format are reached. In half of the inputs the digests are made to
+fit again, so that what lies behind their check is reached too. An escaped exception, a hang of 10 s, a crash, or an address space grown by more than 512 MB ends the run with the input kept in a file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 MAX_BYTES = 4096
 BOUND = 512 * 2**20  # bytes
 HANG = 10  # seconds
@@ -39,6 +41,7 @@ NUMBERS = [-1, 0, 1, 2, 7, 8, 9, 255, 2**16, 2**31, 2**32, 2**53, 2**62, 2**63 -
 NAMES = [
     "a.weight",
     "a.weight_bitmask",
+    "c.weight",
     "a.weight_values",
     "a.weight_shape",
     "_shape",
@@ -46,7 +49,8 @@ NAMES = [
     "__metadata__",
     "é\0",
 ]
-METADATA_VALUES = ["bitmask", "1", "2", "", "1.0", "pt", None, 1, {}]
+VERSION_1 = {"format": "pt", "autosparse_format": "bitmask", "autosparse_format_version": "1"}
+METADATA_VALUES = ["bitmask", "1", "2", "", "1.0", "pt", None, 1, {}, "{}", '{"a.weight":"00000000"}', "["]
 
 
 def main() -> None:
@@ -102,11 +106,12 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
     import hf_autosparse  # noqa: F401  not instrumented
 
     with atheris.instrument_imports(include=["hf_autosparse.serialization.bitmask_format"]):
-        from hf_autosparse.serialization.bitmask_format import METADATA, PackedFile, PackedFormatError, encode
+        from hf_autosparse.serialization.bitmask_format import PackedFile, PackedFormatError, encode, stored_keys
+    from sealed import save_sealed
 
     corpus = scratch / "corpus"
     corpus.mkdir()
-    seeds(corpus, encode, save_file, METADATA, torch)
+    seeds(corpus, encode, save_file, save_sealed, stored_keys, torch)
     path = scratch / "input.safetensors"
     outcomes = {"read": 0, "refused_by_safetensors": 0, "refused_by_this_package": 0}
 
@@ -131,7 +136,9 @@ def fuzz(scratch: Path, inputs: int, seed: int) -> None:
             changed = changed_header(content, chance)
         elif draw < 0.75:
             changed = changed_payload(content, chance)
-        return changed[:most] if changed is not None else atheris.Mutate(content, most)
+        if changed is None:
+            changed = atheris.Mutate(content, most)
+        return (sealed(changed) if chance.random() < 0.5 else changed)[:most]
 
     one_input(b"")  # loads what is loaded at first use, before the address space is bounded
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -146,14 +153,18 @@ def torch_shape(entry) -> tuple[int, ...]:
     return (*entry.shape[:-1], entry.shape[-1] // 2) if entry.dtype == "F4" else entry.shape
 
 
-def seeds(corpus: Path, encode, save_file, metadata: dict[str, str], torch) -> None:
+def seeds(corpus: Path, encode, save_file, save_sealed, stored_keys, torch) -> None:
     """Whole files to begin with: packed in each dtype, of several shapes, and a plain one."""
     for number, (dtype, shape) in enumerate(
         [(torch.float32, (2, 5)), (torch.float16, (3, 3, 3)), (torch.bfloat16, (16, 9)), (torch.float32, (1, 1))]
     ):
         weight = torch.arange(float(torch.Size(shape).numel())).remainder(3).reshape(shape).to(dtype)
-        parts = zip(("a.weight_bitmask", "a.weight_values", "a.weight_shape"), encode(weight), strict=True)
-        save_file({**dict(parts), "a.bias": torch.ones(2)}, corpus / f"{number}", metadata)
+        parts = encode(weight)
+        save_sealed(
+            {**dict(zip(stored_keys("a.weight"), parts, strict=True)), "a.bias": torch.ones(2)}, corpus / f"{number}"
+        )
+        first = zip(stored_keys("a.weight", 1), parts, strict=True)
+        save_file({**dict(first), "a.bias": torch.ones(2)}, corpus / f"{number} of version 1", VERSION_1)
     save_file({"a.weight": torch.ones(2, 3)}, corpus / "plain")
 
 
@@ -190,6 +201,28 @@ def changed_header(content: bytes, chance: random.Random) -> bytes | None:
     return struct.pack("<Q", len(encoded)) + encoded + payload
 
 
+def sealed(content: bytes) -> bytes:
+    """The file with digests that fit its tensors, where they have some that can be made to fit."""
+    from hf_autosparse.serialization.digest import Digest
+
+    try:
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length])
+        digests = {}
+        for key in header.keys() - {"__metadata__"}:
+            begin, end = header[key]["data_offsets"]
+            digest = Digest(header[key]["dtype"], tuple(header[key]["shape"]))
+            digest.update(np.frombuffer(content[8 + length :][begin:end], np.uint8))
+            digests[key] = digest.hexdigest()
+        if "autosparse_digests" not in header["__metadata__"]:
+            return content
+        header["__metadata__"]["autosparse_digests"] = json.dumps(digests)
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return content
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + content[8 + length :]
+
+
 def changed_payload(content: bytes, chance: random.Random) -> bytes | None:
     """The file with a few bytes behind its header changed; None if there are none."""
     begin = 8 + int.from_bytes(content[:8], "little")
@@ -217,7 +250,7 @@ def fitted(header: dict, payload: bytes) -> bytes:
 
 
 def metadata_names(chance: random.Random) -> list[str]:
-    names = ["format", "autosparse_format", "autosparse_format_version", "autosparse_extra"]
+    names = ["format", "autosparse_format", "autosparse_format_version", "autosparse_digests", "autosparse_extra"]
     return chance.sample(names, chance.randrange(len(names) + 1))
 
 

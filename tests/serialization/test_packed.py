@@ -1,6 +1,8 @@
 """The packed format: golden bytes, round trips, what from_pretrained makes of it, and hostile files."""
 
 import json
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,7 +30,9 @@ from transformers import (
 
 from fuzz_packed import torch_shape
 from hf_autosparse import AutoSparseConfig, FixedMaskConfig, PackedFormatError, finalize, pack, sparsify, unpack
-from hf_autosparse.serialization.bitmask_format import METADATA, PackedFile, decode, encode
+from hf_autosparse.reports.diff import checkpoint_diff
+from hf_autosparse.serialization.bitmask_format import PackedFile, decode, encode, metadata, stored_keys
+from sealed import save_sealed
 from tiny import tiny_trainer, tiny_translator
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -52,6 +57,15 @@ def copy(packed, tmp_path):
     for path in packed.iterdir():
         (directory / path.name).write_bytes(path.read_bytes())
     return directory
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
+    weight = torch.tensor([[0.0, 1.0, 0.0, -2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 4.0]])
+    parts = zip(stored_keys("a.weight"), encode(weight), strict=True)
+    save_sealed({**dict(parts), "a.bias": torch.ones(2)}, path)
+    return path
 
 
 def assert_same(a, b):
@@ -112,7 +126,7 @@ def test_reads_with_numpy_alone_as_documented(packed):
     stored = load_numpy(packed / "model.safetensors")
     name = "model.encoder.layers.0.fc1.weight"
     shape = stored[name + "_shape"]
-    mask = np.unpackbits(stored[name + "_bitmask"], count=shape.prod(), bitorder="little").astype(bool)
+    mask = np.unpackbits(stored[name], count=shape.prod(), bitorder="little").astype(bool)
     weight = np.zeros(shape.prod(), stored[name + "_values"].dtype)
     weight[mask] = stored[name + "_values"]
     expected = finalize(sparse_translator()).state_dict()[name].numpy()
@@ -139,7 +153,7 @@ def test_size_is_within_two_percent_of_ideal(dtype, sparsity, tmp_path):
 def test_loads_in_one_line(packed):
     model = AutoModelForSeq2SeqLM.from_pretrained(packed)
     assert_same(model.state_dict(), finalize(sparse_translator()).state_dict())
-    assert (packed / "model.safetensors").stat().st_size < 25_000
+    assert (packed / "model.safetensors").stat().st_size < 27_000
 
 
 @pytest.mark.parametrize("order", ["hf_autosparse, transformers", "transformers.modeling_utils, hf_autosparse"])
@@ -253,9 +267,43 @@ def test_trains_on_with_its_zeros_kept(packed, tmp_path):
 
 def test_nothing_is_overwritten(packed, tmp_path):
     (tmp_path / "there").mkdir()
+    for name in "dcba":
+        (tmp_path / "there" / name).touch()
     for action in (pack, unpack):
-        with pytest.raises(FileExistsError, match="nothing is overwritten"):
+        with pytest.raises(FileExistsError, match="there exists and holds a, b, c and 1 more: nothing is overwritten"):
             action(packed, tmp_path / "there")
+    for action in (pack, unpack):
+        with pytest.raises(FileExistsError, match="a exists and is a file: nothing is overwritten"):
+            action(packed, tmp_path / "there" / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="link exists and is a link that leads nowhere"):
+        unpack(packed, tmp_path / "link")
+
+
+def test_an_empty_directory_is_filled(packed, tmp_path):
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "empty", target_is_directory=True)
+    unpack(packed, tmp_path / "link")
+    assert (tmp_path / "empty" / "model.safetensors").is_file() and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "next").mkdir()
+    pack(tmp_path / "empty", tmp_path / "next")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link", "next"]
+
+
+def test_the_umask_of_the_process_is_left_alone(packed, tmp_path, monkeypatch):
+    """Another thread's files would come out with other permissions meanwhile."""
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("os.umask was called"))
+        unpack(packed, tmp_path / "plain")
+        pack(tmp_path / "plain", tmp_path / "again")
+        pack(sparse_translator(), tmp_path / "model")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    for name in ("plain", "again", "model"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o750
 
 
 def test_pack_twice(packed, tmp_path):
@@ -306,13 +354,100 @@ def test_a_kill_leaves_nothing_or_all(tmp_path):
     assert killed, "no kill came while something was being written"
 
 
+# ---- Damaged files ----
+
+
+def contents(path):
+    with PackedFile(path) as file:
+        return {name: file.dense(name) for name in file.entries}
+
+
+@pytest.mark.parametrize("bit", [0, 5])
+def test_every_damaged_byte_is_noticed(small_file, bit):
+    """Refused, or without influence (as the value of "format" in the metadata)."""
+    content, sound = small_file.read_bytes(), contents(small_file)
+    payload = 8 + struct.unpack("<Q", content[:8])[0]
+    mutant, unharmed = small_file.with_name("damaged.safetensors"), 0
+    for position in range(len(content)):
+        mutant.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
+        try:
+            found = contents(mutant)
+        except PackedFormatError as error:
+            assert "damaged.safetensors" in str(error)
+            continue
+        assert_same(found, sound)
+        assert position < payload
+        unharmed += 1
+    assert unharmed < 20
+
+
+def test_a_plain_tensor_by_another_name(copy, tmp_path):
+    """It used to load: the weight of that name stayed as it was initialised."""
+    path = copy / "model.safetensors"
+    name = b'"model.encoder.layer_norm.weight":'
+    content = path.read_bytes()
+    assert content.count(name) == 1
+    path.write_bytes(content.replace(name, name.replace(b"norm", b"morm")))
+    for action in (lambda: unpack(copy, tmp_path / "out"), lambda: AutoModelForSeq2SeqLM.from_pretrained(copy)):
+        with pytest.raises(PackedFormatError, match="tensor model.encoder.layer_morm.weight: is in the file, but not"):
+            action()
+
+
+@pytest.mark.parametrize("name", ["model.encoder.layer_norm.weight", "model.encoder.layers.0.fc1.weight"])
+def test_a_changed_payload(name, copy, tmp_path):
+    """A plain tensor and a packed one whose values stay finite: nothing but the digest can tell."""
+    path = copy / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, stated = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    changed = name if name in tensors and tensors[name].is_floating_point() else name + "_values"
+    tensors[changed].view(-1)[0] += 1
+    save_file(tensors, path, stated)
+    actions = [
+        lambda: unpack(copy, tmp_path / "out"),
+        lambda: AutoModelForSeq2SeqLM.from_pretrained(copy),
+        lambda: checkpoint_diff(copy, copy),
+    ]
+    for action in actions:
+        message = f"model.safetensors, tensor {re.escape(changed)}: its content has the digest"
+        with pytest.raises(PackedFormatError, match=message):
+            action()
+
+
+@pytest.mark.parametrize(
+    ("digests", "message"),
+    [
+        ("{", "autosparse_digests is not valid JSON"),
+        ("[" * 100_000, "autosparse_digests is not valid JSON"),
+        ("[]", "autosparse_digests is '\\[\\]', expected an object"),
+        ('{"a": 3}', "expected an object with eight hexadecimal digits for each tensor"),
+        ('{"a": "1234567"}', "expected an object with eight hexadecimal digits for each tensor"),
+        ('{"a": "12345678", "a": "12345678"}', "autosparse_digests: the header has 'a' twice"),
+        ("{}", "is in the file, but not listed in autosparse_digests"),
+        ('{"a": "12345678"}', "tensor a: is not in the file, which lists it in autosparse_digests"),
+    ],
+)
+def test_damaged_digests(digests, message, copy, tmp_path):
+    path = copy / "model.safetensors"
+    save_sealed(load_file(path), path, {"autosparse_digests": digests})
+    with pytest.raises(PackedFormatError, match=message):
+        unpack(copy, tmp_path / "out")
+
+
+def test_a_packed_weight_has_two_dimensions(tmp_path):
+    """The bitmask lies under the weight's name and must not have its shape."""
+    parts = dict(zip(stored_keys("a.weight"), encode(torch.ones(1)), strict=True))
+    save_sealed(parts, tmp_path / "model.safetensors")
+    with pytest.raises(PackedFormatError, match=r"tensor a.weight_shape: shape \(1,\), expected 2 to 8 sizes"):
+        PackedFile(tmp_path / "model.safetensors")
+
+
 # ---- Hostile files ----
 
 NAME = "model.encoder.layers.0.fc1.weight"
 
 
 def damage(tensors, change):
-    mask, values, shape = (NAME + suffix for suffix in ("_bitmask", "_values", "_shape"))
+    mask, values, shape = stored_keys(NAME)
     match change:
         case "value missing":
             tensors[values] = tensors[values][:-1].clone()
@@ -370,7 +505,7 @@ def test_hostile_tensors(change, copy, tmp_path):
     path = copy / "model.safetensors"
     tensors = load_file(path)
     damage(tensors, change)
-    save_file(tensors, path, METADATA)
+    save_sealed(tensors, path)
     if change != "shape swapped":  # sound in itself, but not what the model has
         with pytest.raises(PackedFormatError, match=NAME):
             unpack(copy, tmp_path / "out")
@@ -382,15 +517,16 @@ def test_hostile_tensors(change, copy, tmp_path):
 @pytest.mark.parametrize(
     "metadata",
     [
-        {"autosparse_format_version": "2"},
+        {"autosparse_format_version": "3"},
         {"autosparse_format": "runs"},
-        {"autosparse_format_version": "1.0"},
+        {"autosparse_format_version": "2.0"},
+        {"autosparse_format_version": "1"},
         {"autosparse_extra": "x"},
     ],
 )
 def test_unknown_metadata(metadata, copy, tmp_path):
     path = copy / "model.safetensors"
-    save_file(load_file(path), path, METADATA | metadata)
+    save_sealed(load_file(path), path, metadata)
     for action in (lambda: unpack(copy, tmp_path / "out"), lambda: AutoModel.from_pretrained(copy)):
         with pytest.raises(PackedFormatError, match="version|metadata"):
             action()
@@ -403,7 +539,7 @@ def test_unmarked_file_with_packed_names(copy):
         AutoModel.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("change", [{"format_version": 2}, {"format": None}, {"bits": 4}])
+@pytest.mark.parametrize("change", [{"format_version": 3}, {"format": None}, {"bits": 4}])
 def test_unknown_config(change, copy):
     config = json.loads((copy / "config.json").read_text())
     config["quantization_config"] |= change
@@ -442,15 +578,6 @@ def test_hostile_index(index, copy, tmp_path):
         unpack(copy, tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
-    weight = torch.tensor([[0.0, 1.0, 0.0, -2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 4.0]])
-    parts = zip(("a.weight_bitmask", "a.weight_values", "a.weight_shape"), encode(weight), strict=True)
-    save_file({**dict(parts), "a.bias": torch.ones(2)}, path, METADATA)
-    return path
-
-
 @settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_mutated_bytes_never_escape(small_file, data):
@@ -473,7 +600,7 @@ def test_hostile_headers_never_escape(small_file, data):
     header = json.loads(content[8 : 8 + length])
     key = data.draw(st.sampled_from(sorted(header)))
     if key == "__metadata__":
-        header[key] = data.draw(st.dictionaries(st.sampled_from(sorted(METADATA)), st.text(max_size=5)))
+        header[key] = data.draw(st.dictionaries(st.sampled_from(sorted(metadata({}))), st.text(max_size=5)))
     else:
         field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
         number = st.one_of(st.integers(0, 64), st.integers(0, 2**64), st.integers())
