@@ -1,7 +1,7 @@
 """hf_autosparse: train sparse Hugging Face models from the first step (AutoSparse, arXiv 2304.06941)."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .layers.sparsify import finalize, folded, layer_sparsity, sparse_layers, sparsify, sparsity
 from .methods import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .inference.screen import screen_output
     from .oneshot.prune import prune
     from .oneshot.report import PruneReport
+    from .reports.checkpoint import checkpoint_report
+    from .reports.diff import checkpoint_diff
     from .reports.flops import FlopsReport, flops
     from .reports.sparsity import SparsityReport, sparsity_report
     from .serialization.bitmask_format import PackedFormatError
@@ -48,6 +50,8 @@ _LAZY = {
     "AutoSparseSeq2SeqTrainer": "training.trainer",
     "AutoSparseTrainer": "training.trainer",
     "SparseTraining": "training.driver",
+    "checkpoint_diff": "reports.diff",
+    "checkpoint_report": "reports.checkpoint",
     "FlopsReport": "reports.flops",
     "PackedFormatError": "serialization.bitmask_format",
     "flops": "reports.flops",
@@ -94,6 +98,8 @@ __all__ = [
     "SparseTraining",
     "SparsityReport",
     "__version__",
+    "checkpoint_diff",
+    "checkpoint_report",
     "finalize",
     "flops",
     "folded",
@@ -112,7 +118,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,12 +6,19 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from .reports.sparsity import SparsityReport
+    from .serialization.pack import PackSummary
 
 app = typer.Typer(
     help="Look at sparse models, compare them and make their files small.",
@@ -30,13 +37,14 @@ Model = Annotated[
 Source = Annotated[
     str, typer.Argument(help="Directory of a saved model, or a repository of the Hub.", show_default=False)
 ]
-Output = Annotated[Path, typer.Argument(help="Directory to make; it must not exist yet.", show_default=False)]
+Output = Annotated[Path, typer.Argument(help="Directory to make, or an empty one.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app()
@@ -86,7 +94,7 @@ def report(
 
         draw = _plotter() if plot is not None else None
         result = checkpoint_report(model, progress=True)
-        if draw is not None:
+        if draw is not None and plot is not None:
             draw(result, plot)
         if as_json:
             _print(json.dumps(result.to_dict(), indent=2))
@@ -254,7 +262,7 @@ def prune(
             _show(result.parts())
 
 
-def _rewritten(verb: str, summary, output: Path) -> str:
+def _rewritten(verb: str, summary: PackSummary, output: Path) -> str:
     from rich.filesize import decimal
 
     before, after = summary.source_bytes, summary.output_bytes
@@ -264,7 +272,7 @@ def _rewritten(verb: str, summary, output: Path) -> str:
     )
 
 
-def _plotter():
+def _plotter() -> Callable[[SparsityReport, Path], Path]:
     """Loaded before the work begins, so that a missing library is told at once."""
     try:
         from .plots.figures import plot_layers
@@ -289,7 +297,7 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _show(parts: Iterable) -> None:
+def _show(parts: Iterable[RenderableType]) -> None:
     """Tables and lines: as wide as the terminal, or in full where there is none."""
     from rich.console import Console
 

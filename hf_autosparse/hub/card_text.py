@@ -11,7 +11,7 @@ import transformers
 import yaml
 
 from ..methods import SparseConfig
-from ..reports.layer_types import layer_type
+from ..reports.layer_names import layer_type
 from ..reports.sparsity import LayerRow, SparsityReport
 from ..utils.version import __version__
 from .measured import Evaluation, Measured, TheoreticalFlops

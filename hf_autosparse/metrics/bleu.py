@@ -19,7 +19,7 @@ try:
     import datasets
     import evaluate
     import sacrebleu
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 except ImportError as error:
     raise ImportError(
         f'hf_autosparse.metrics.bleu needs the package {error.name!r}: pip install "hf-autosparse[translation]"'
@@ -32,7 +32,7 @@ if not hasattr(evaluate, "Metric"):
     )
 
 
-class _CorpusBleu(evaluate.Metric):
+class _CorpusBleu(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """What both metrics share: the features, checked input and the layout of the result.
 
     `references` holds one string a prediction, or a list of strings where there are several.
@@ -160,7 +160,7 @@ class CompoundSplitBleu(_CorpusBleu):
 class _CompoundSplitTokenizer:
     """Steps 1 to 3 of `CompoundSplitBleu`: raw text -> tokens joined by single spaces."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             import sacremoses
         except ImportError as error:
@@ -173,5 +173,5 @@ class _CompoundSplitTokenizer:
 
     def __call__(self, text: str) -> str:
         text = self._normalizer.replace_unicode_punct(text).replace("„", '"')
-        tokens = self._tokenizer.tokenize(text, aggressive_dash_splits=False, escape=True, return_str=True)
+        tokens: str = self._tokenizer.tokenize(text, aggressive_dash_splits=False, escape=True, return_str=True)
         return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", tokens)

@@ -34,7 +34,7 @@ def ranked_classes(logits: Tensor, k: int) -> Tensor:
     return logits.argsort(dim=-1, descending=True, stable=True)[:, :k]
 
 
-class TopKAccuracy(evaluate.Metric):
+class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """The fraction of examples whose class is among the k most likely ones.
 
     `compute(predictions=None, references=None, k=(1, 5))` returns `{"top1": ..., "top5": ...}`, each in [0, 1].

@@ -7,15 +7,15 @@ Each comes in two forms: `..._figure(data)` returns matplotlib's Figure, for not
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..reports.layer_groups import elide
+from ..reports.layer_names import elide
 from ..reports.trajectory import Trajectory
+from ..utils.io import StrPath
 from .lanes import BAR, Lane, Lanes, make_lanes
 from .style import (
     COLOURS,
@@ -26,6 +26,7 @@ from .style import (
     TEXT,
     TITLE,
     TRACK,
+    Artist,
     Axes,
     Figure,
     FuncFormatter,
@@ -64,7 +65,7 @@ class CostRow(Protocol):
 # ---- Over training ----
 
 
-def plot_training(runs: Trajectory | Mapping[str, Trajectory], path: str | os.PathLike) -> Path:
+def plot_training(runs: Trajectory | Mapping[str, Trajectory], path: StrPath) -> Path:
     """Draw `training_figure(runs)` into a file.
 
     Raises:
@@ -92,9 +93,14 @@ def training_figure(runs: Trajectory | Mapping[str, Trajectory]) -> Figure:
     annealed = any(moment.alpha is not None for run in runs.values() for moment in run.moments)
     figure = new_figure((4.5 if annealed else 3.4) + 0.18 * len(runs))
     parts = list(figure.subplots(1 + annealed, squeeze=False, sharex=True, height_ratios=[2, 1][: 1 + annealed]).flat)
-    handles = []
+    handles: list[Artist] = []
     for (label, run), colour, dash in zip(runs.items(), COLOURS, DASHES, strict=False):
-        look = {"color": colour, "linestyle": dash, "linewidth": 2, "marker": "o" if len(run.moments) == 1 else ""}
+        look: dict[str, Any] = {
+            "color": colour,
+            "linestyle": dash,
+            "linewidth": 2,
+            "marker": "o" if len(run.moments) == 1 else "",
+        }
         _draw_sparsity(parts[0], run, look, bands=max(0, 3 - len(runs)))
         for axes in parts[1:]:
             _draw_alpha(axes, run, look)
@@ -196,7 +202,7 @@ def _run_label(label: str, run: Trajectory) -> str:
 # ---- By layer ----
 
 
-def plot_layers(report: Any, path: str | os.PathLike, *, title: str | None = None) -> Path:
+def plot_layers(report: Any, path: StrPath, *, title: str | None = None) -> Path:
     """Draw `layers_figure(report, title=title)` into a file.
 
     Raises:
@@ -265,7 +271,7 @@ def _draw_bars(lanes: Lanes, fractions: Mapping[str, float], colour: str) -> Non
 # ---- Inference FLOPs ----
 
 
-def plot_inference_flops(models: Mapping[str, Any], path: str | os.PathLike) -> Path:
+def plot_inference_flops(models: Mapping[str, Any], path: StrPath) -> Path:
     """Draw `inference_flops_figure(models)` into a file.
 
     Raises:
@@ -303,7 +309,7 @@ def inference_flops_figure(models: Mapping[str, Any]) -> Figure:
                 _draw_lane_costs(axes, lane, macs, costs, inches)
         else:
             _draw_layer_costs(axes, part, macs, costs)
-    handles = [Patch(facecolor=TRACK, label=f"dense: {count(dense)} MACs")]
+    handles: list[Artist] = [Patch(facecolor=TRACK, label=f"dense: {count(dense)} MACs")]
     for (label, rows), colour, dash in zip(costs.items(), COLOURS, DASHES, strict=False):
         kept = sum(row.kept for row in rows.values())
         text = f"{plain(elide(label, 60))}: {count(kept)} MACs, {percent(kept / dense)} of dense"
@@ -361,9 +367,11 @@ def _common_macs(costs: dict[str, dict[str, _Cost]]) -> dict[str, float]:
     return {name: row.macs for name, row in reference.items()}
 
 
-def _draw_layer_costs(axes: Axes, lanes: list[Lane], macs: dict[str, float], costs: dict[str, dict[str, _Cost]]):
+def _draw_layer_costs(
+    axes: Axes, lanes: list[Lane], macs: dict[str, float], costs: dict[str, dict[str, _Cost]]
+) -> None:
     y, height = np.array([lane.y for lane in lanes]), BAR * lanes[0].height
-    names = [lane.slots[0] for lane in lanes]
+    names = [lane.names[0] for lane in lanes]
     axes.barh(y, [macs[name] for name in names], height, color=TRACK, linewidth=0)
     thickness = height / len(costs)
     for i, (rows, colour) in enumerate(zip(costs.values(), COLOURS, strict=False)):
@@ -379,9 +387,9 @@ def _draw_lane_costs(
     axes: Axes, lane: Lane, macs: dict[str, float], costs: dict[str, dict[str, _Cost]], scale: float
 ) -> None:
     """`scale`: inches a MAC."""
-    there = [slot for slot, name in enumerate(lane.slots) if name is not None]
-    heights = [-BAR * scale * macs[lane.slots[slot]] for slot in there]
-    axes.bar(there, heights, 1.0, lane.bottom, color=TRACK, linewidth=0)
+    slots = {slot: name for slot, name in enumerate(lane.slots) if name is not None}
+    heights = [-BAR * scale * macs[name] for name in slots.values()]
+    axes.bar(list(slots), heights, 1.0, lane.bottom, color=TRACK, linewidth=0)
     edges = np.arange(len(lane.slots) + 1) - 0.5
     for rows, colour, dash in zip(costs.values(), COLOURS, DASHES, strict=False):
         kept = np.array([np.nan if name is None else rows[name].kept for name in lane.slots])

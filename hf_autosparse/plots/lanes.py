@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..reports.layer_groups import group_blocks, short_names
-from .style import INK, SMALL, SMALL_CHARACTER, TEXT, WIDTH, Axes, Figure, new_figure, plain, style_axes
+from ..reports.layer_names import group_blocks, short_names
+from .style import INK, SMALL, SMALL_CHARACTER, TEXT, WIDTH, Annotation, Axes, Figure, new_figure, plain, style_axes
 
 FEW = 24  # layers that have a lane each in any case
 LENGTH = 50  # lanes below each other, if each has one layer
@@ -50,7 +50,7 @@ class Lanes:
                 _note(axes, lane.y, offset, text(lane), colour).set_in_layout(False)
 
 
-def _note(axes: Axes, y: float, offset: float, text: str, colour: str):
+def _note(axes: Axes, y: float, offset: float, text: str, colour: str) -> Annotation:
     return axes.annotate(
         text,
         (1, y),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 try:
     from matplotlib.artist import Artist
@@ -16,6 +17,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.text import Annotation
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 except ModuleNotFoundError as error:
     if error.name != "matplotlib":
@@ -26,14 +28,24 @@ except ModuleNotFoundError as error:
 
 from ..utils.io import StrPath, replacing
 
-__all__ = ["Axes", "Figure", "FuncFormatter", "Line2D", "MaxNLocator", "Patch", "PercentFormatter"]  # for the plots
+__all__ = [  # for the plots
+    "Annotation",
+    "Artist",
+    "Axes",
+    "Figure",
+    "FuncFormatter",
+    "Line2D",
+    "MaxNLocator",
+    "Patch",
+    "PercentFormatter",
+]
 
 WIDTH = 7.5  # inches
 INK, MUTED, TRACK, GRID = "#222222", "#5c5c5c", "#e2e2e2", "#d9d9d9"
 # Okabe and Ito (2008), told apart in all common forms of colour blindness, in an order that alternates dark and light;
 # in grey print the dashes tell them apart.
 COLOURS = ("#0072b2", "#e69f00", "#222222", "#d55e00", "#56b4e9", "#009e73")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 3)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 3)))
 TITLE, TEXT, SMALL = 11.0, 9.0, 8.0  # points
 SMALL_CHARACTER = 0.068  # inches: about the width of a character of the size SMALL
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -46,7 +58,7 @@ def new_figure(height: float, width: float = WIDTH, dpi: int = 160) -> Figure:
     return Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")
 
 
-def style_axes(axes: Axes, *, grid: str) -> None:
+def style_axes(axes: Axes, *, grid: Literal["x", "y"]) -> None:
     """Quiet axes: no box, faint grid lines across `grid` ("x" or "y"), behind the data."""
     axes.set_facecolor("white")
     axes.set_axisbelow(True)
@@ -64,7 +76,8 @@ def headline(figure: Figure, title: str, subtitle: str) -> None:
     left = 0.1 / figure.get_figwidth()
     figure.text(left, 1 - 0.08 * inch, title, va="top", fontsize=TITLE, fontweight="bold", color=INK)
     figure.text(left, 1 - 0.3 * inch, subtitle, va="top", fontsize=TEXT, color=MUTED)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.5 * inch))
+    layout: Any = figure.get_layout_engine()  # constrained, see `new_figure`
+    layout.set(rect=(0, 0, 1, 1 - 0.5 * inch))
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 1) -> None:

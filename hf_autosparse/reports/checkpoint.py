@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.filesize import decimal
 from ..serialization.bitmask_format import Entry, PackedFile
 from ..serialization.files import NATIVE_STATE, TRAJECTORY
 from ..serialization.reader import FLOATING, SavedModel, zeros_in
+from ..utils.io import StrPath
 from ..utils.progress import progress_bar
 from ..utils.tables import table
 from .flops import layer_fraction, training_fraction
@@ -42,7 +42,7 @@ class CheckpointReport(SparsityReport):
         packed: number of tensors in the packed format.
         values: number of floating-point values in all tensors, biases, norms and embeddings included.
         zeros: how many of them are zero.
-        inference_fraction, training_fraction: theoretical FLOPs relative to the dense model's (see `flop_counter`);
+        inference_fraction, training_fraction: theoretical FLOPs relative to the dense model's (see `reports.flops`);
             None where no trajectory tells what the layers cost.
         training_unknown: why `training_fraction` is not known although the costs are.
     """
@@ -79,7 +79,7 @@ class CheckpointReport(SparsityReport):
         return table("left dense", ["tensor", "why"], rows, words=2)
 
 
-def checkpoint_report(path_or_repo: str | os.PathLike, progress: bool = False) -> CheckpointReport:
+def checkpoint_report(path_or_repo: StrPath, progress: bool = False) -> CheckpointReport:
     """Report on a saved model: ours or anybody's, plain or packed, one file or sharded.
 
     Every plain tensor is read once, a few megabytes at a time; of a packed one only the header, which tells the number
@@ -132,7 +132,7 @@ def _count_zeros(model: SavedModel, progress: bool) -> dict[str, int]:
     zeros = {}
     with progress_bar(model.stored_bytes, "reading" if progress else None) as bar:
         for name, entry in model.entries.items():
-            if entry.packed:
+            if entry.values is not None:
                 zeros[name] = entry.count - entry.values
             elif entry.dtype in FLOATING:
                 zeros[name] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from ..serialization.reader import SavedModel, is_zero, zeros_in
+from ..utils.io import StrPath
 from ..utils.progress import progress_bar
 from ..utils.tables import as_text, table
 
@@ -64,17 +65,17 @@ class TensorDiff:
     @property
     def zeros_gained(self) -> int | None:
         """Zeros of B that are none of A."""
-        return None if self.shared_zeros is None else self.b.zeros - self.shared_zeros
+        return None if self.b is None or self.shared_zeros is None else self.b.zeros - self.shared_zeros
 
     @property
     def zeros_lost(self) -> int | None:
         """Zeros of A that are none of B."""
-        return None if self.shared_zeros is None else self.a.zeros - self.shared_zeros
+        return None if self.a is None or self.shared_zeros is None else self.a.zeros - self.shared_zeros
 
     @property
     def jaccard(self) -> float | None:
         """Overlap of the zeros, |A and B| / |A or B|, in [0, 1]; None where neither has any."""
-        if self.shared_zeros is None or not self.a.zeros + self.b.zeros:
+        if self.a is None or self.b is None or self.shared_zeros is None or not self.a.zeros + self.b.zeros:
             return None
         return self.shared_zeros / (self.a.zeros + self.b.zeros - self.shared_zeros)
 
@@ -97,7 +98,7 @@ class CheckpointDiff:
 
     def parts(self) -> list[RenderableType]:
         """The table and the totals, for a rich console."""
-        lines = [f"{self.equal} tensors are equal, {len(self.different)} differ"]
+        lines: list[RenderableType] = [f"{self.equal} tensors are equal, {len(self.different)} differ"]
         if self.zeros_a or self.zeros_b:
             kept = f"; {self.shared_zeros / self.zeros_a:.2%} of A's zeros are zeros in B" if self.zeros_a else ""
             shares = [f"{zeros / self.values:.2%}" for zeros in (self.zeros_a, self.zeros_b)]
@@ -111,7 +112,7 @@ class CheckpointDiff:
         return as_text(self.parts())
 
 
-def checkpoint_diff(a: str | os.PathLike, b: str | os.PathLike, progress: bool = False) -> CheckpointDiff:
+def checkpoint_diff(a: StrPath, b: StrPath, progress: bool = False) -> CheckpointDiff:
     """Compare the tensors of two saved models by name, each of which may be plain or packed, whole or sharded.
 
     Only a few megabytes of a tensor are in memory at a time. How a tensor is stored makes no difference; its shape,
@@ -126,19 +127,19 @@ def checkpoint_diff(a: str | os.PathLike, b: str | os.PathLike, progress: bool =
         values = sum(entry.count for entry in first.entries.values())
         with progress_bar(values, "comparing" if progress else None, " values") as bar:
             rows = [_compare(name, first, second, bar.update) for name in names]
-    both = [row for row in rows if row.shared_zeros is not None]
+    both = [(row.a, row.b, row.shared_zeros) for row in rows if row.a and row.b and row.shared_zeros is not None]
     different = [row for row in rows if row.what]
     return CheckpointDiff(
         different,
         equal=len(rows) - len(different),
-        values=sum(math.prod(row.a.shape) for row in both),
-        zeros_a=sum(row.a.zeros for row in both),
-        zeros_b=sum(row.b.zeros for row in both),
-        shared_zeros=sum(row.shared_zeros for row in both),
+        values=sum(math.prod(a_side.shape) for a_side, _, _ in both),
+        zeros_a=sum(a_side.zeros for a_side, _, _ in both),
+        zeros_b=sum(b_side.zeros for _, b_side, _ in both),
+        shared_zeros=sum(shared for _, _, shared in both),
     )
 
 
-def _compare(name: str, first: SavedModel, second: SavedModel, advance) -> TensorDiff:
+def _compare(name: str, first: SavedModel, second: SavedModel, advance: Callable[[int], object]) -> TensorDiff:
     one, two = first.entries.get(name), second.entries.get(name)
     if one is None or two is None or one.shape != two.shape:
         return TensorDiff(name, _side(first, name), _side(second, name))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -126,7 +126,7 @@ def count_macs(model: nn.Module) -> Iterator[dict[str, int]]:
     layers = counted_layers(model)
     macs = dict.fromkeys(layers, 0)
 
-    def count(name: str):
+    def count(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 macs[name] += output.numel() * _weights_per_output(layer)
@@ -279,19 +279,21 @@ def flops(model: nn.Module, example_inputs: Any, trajectory: Trajectory | None =
 def _row(name: str, layer: nn.Module, macs: int) -> LayerFlops:
     kind = kind_of(layer)
     label = type(layer).__name__ if kind is None else kind.name
-    weight = layer.sparse_weight() if isinstance(layer, SparseLayer) else layer.weight
+    weight: Any = layer.sparse_weight() if isinstance(layer, SparseLayer) else layer.weight
     # Integers are packed or quantised values, among which a zero means nothing.
     kept = weight.count_nonzero().item() if weight.is_floating_point() else weight.numel()
     return LayerFlops(name, label, macs, weight.numel(), kept / weight.numel())
 
 
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object
+) -> int:
     """Shapes (batch, heads, length, size). As torch counts its other attention kernels: no discount for a mask."""
     batch, heads, length, size = query
     return 2 * batch * heads * length * key[2] * (size + value[3])
 
 
-def _grouped_flops(tokens: Sequence[int], experts: Sequence[int], *args, **kwargs) -> int:
+def _grouped_flops(tokens: Sequence[int], experts: Sequence[int], *args: object, **kwargs: object) -> int:
     """Shapes (tokens, inputs) and (experts, inputs, outputs): each token goes through one expert."""
     return 2 * tokens[0] * tokens[1] * experts[-1]
 
@@ -306,15 +308,15 @@ _FORMULAS = {
 _WITH_WEIGHTS = (_ATEN.mm, _ATEN.addmm, _ATEN._scaled_mm, _ATEN._grouped_mm, _ATEN.convolution)
 
 
-def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, int], Counter]:
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, int], Counter[Any]]:
     """MACs by layer name, and FLOPs by operator of the products outside the layers, for the whole batch."""
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    inside: Counter = Counter()
+    inside: Counter[Any] = Counter()
 
-    def enter(*_) -> None:
+    def enter(*_: object) -> None:
         inside.subtract(counter.flop_counts["Global"])
 
-    def leave(*_) -> None:
+    def leave(*_: object) -> None:
         inside.update(counter.flop_counts["Global"])
 
     handles = []

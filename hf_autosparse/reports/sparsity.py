@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from typing import Any
@@ -33,7 +34,7 @@ class LayerRow:
 
 
 # Header -> text of a row's cell. A column that is empty in every row is left out.
-_COLUMNS = {
+_COLUMNS: dict[str, Callable[[LayerRow], str]] = {
     "layer": lambda row: row.name or "(the model itself)",
     "shape": lambda row: " x ".join(map(str, row.shape)),
     "dtype": lambda row: row.dtype or "",
@@ -103,6 +104,11 @@ def grouped(dense: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
+def _shape_of(layer: nn.Module) -> tuple[int, ...]:
+    weight: Any = layer.weight
+    return tuple(weight.shape)
+
+
 def sparsity_report(model: nn.Module) -> SparsityReport:
     """Report on a model that `sparsify` treated (before or after `finalize`), or on any model with zeros.
 
@@ -113,7 +119,7 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     for name, fraction in layer_sparsity(model).items():
         metrics = live[name].sparsifier.metrics() if name in live else {}
         threshold = metrics.get("mean_threshold")
-        shape = tuple(model.get_submodule(name).weight.shape)
+        shape = _shape_of(model.get_submodule(name))
         rows.append(LayerRow(name, shape, fraction, None if threshold is None else float(threshold)))
     record = record_of(model)
     return SparsityReport(rows, dict(record.dense) if record is not None else {})

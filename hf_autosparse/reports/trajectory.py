@@ -49,7 +49,7 @@ class Trajectory:
     Args:
         max_steps: optimizer steps of the whole run.
         sparse: names of the sparse layers, in registration order.
-        layers: name -> cost of every layer that the FLOPs count (see `flop_counter`), dense ones included; empty where
+        layers: name -> cost of every layer that the FLOPs count (see `reports.flops`), dense ones included; empty where
             it was not measured.
         moments: in order of `step`.
         steps_done: optimizer steps made so far, up to which the last moment holds; None for all of `max_steps`.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -44,9 +44,11 @@ class PackedEntry:
         """
         try:
             from .quantizer import PackedConfig
+
+            make: Callable[..., Any] = PackedConfig.from_dict  # transformers gives it no types
         except Exception as error:
             raise ImportError(_mismatch("cannot load packed models", error)) from error
-        return PackedConfig.from_dict(values, **kwargs)
+        return make(values, **kwargs)
 
 
 def _mismatch(what: str, error: Exception) -> str:

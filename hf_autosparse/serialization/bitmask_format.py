@@ -332,7 +332,8 @@ class PackedFile:
         if self.version is None:
             return {key: self._declared(key) for key in sorted(keys)}
         suffixes = tuple(filter(None, SUFFIXES[self.version]))
-        entries, parts = {}, set()
+        entries: dict[str, Entry] = {}
+        parts: set[str] = set()
         for key in sorted(keys):
             suffix = next((suffix for suffix in suffixes if key.endswith(suffix)), None)
             if suffix is None:
@@ -388,8 +389,9 @@ class PackedFile:
 
     def stored(self, name: str) -> tuple[str, ...]:
         """The names under which a tensor lies in the file: three (bitmask, values, shape) for a packed weight."""
-        packed = self.version is not None and self.entries[name].packed
-        return stored_keys(name, self.version) if packed else (name,)
+        if self.version is None or not self.entries[name].packed:
+            return (name,)
+        return stored_keys(name, self.version)
 
     def stored_bytes(self, name: str) -> int:
         """Bytes that a tensor takes in the file, without the header."""

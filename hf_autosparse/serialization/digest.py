@@ -45,14 +45,14 @@ class Digest:
 
     def _add(self, rows: npt.NDArray[np.uint8]) -> None:
         words = rows.view("<u8").reshape(-1, _WORDS)
-        self._crc = zlib.crc32(words.sum(axis=1), self._crc)
+        self._crc = zlib.crc32(words.sum(axis=1).data, self._crc)
         self._columns += words.sum(axis=0)
 
     def hexdigest(self) -> str:
         """Eight hexadecimal digits. Nothing can be added after them."""
         if len(self._rest):
             self._add(np.pad(self._rest, (0, _ROW - len(self._rest))))
-        return f"{zlib.crc32(self._columns, self._crc):08x}"
+        return f"{zlib.crc32(self._columns.data, self._crc):08x}"
 
 
 def raw_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:

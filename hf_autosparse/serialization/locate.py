@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from ..utils.io import StrPath
 from .bitmask_format import PackedFormatError
 from .files import INDEX, MODEL_CONFIG, PRIVATE, TRAJECTORY, WEIGHTS
 from .pack import shard_names
@@ -13,7 +15,7 @@ from .pack import shard_names
 _NOT_DOWNLOADED = ("*/*", *PRIVATE, "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot")
 
 
-def locate(path_or_repo: str | os.PathLike, everything: bool = False) -> Path:
+def locate(path_or_repo: StrPath, everything: bool = False) -> Path:
     """The directory of a saved model or the .safetensors file, if it is there; else a repository's copy in the cache.
 
     Args:
@@ -53,7 +55,7 @@ def _download_weights(repo: str) -> Path:
     return directory
 
 
-def _download(repo: str, **which) -> Path:
+def _download(repo: str, **which: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -62,7 +64,9 @@ def _download(repo: str, **which) -> Path:
         RepositoryNotFoundError,
     )
 
-    transfer_errors = HfHubHTTPError.__bases__  # the HTTP library's own (timeouts, dropped connections), and OSError
+    transfer_errors: Any = (
+        HfHubHTTPError.__bases__
+    )  # the HTTP library's own (timeouts, dropped connections), and OSError
     try:
         return Path(snapshot_download(repo, **which))
     except HFValidationError as error:

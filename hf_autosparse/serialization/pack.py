@@ -171,8 +171,9 @@ def unpack(source: StrPath, output: StrPath, progress: bool = False) -> PackSumm
 
 def save_plain(model: nn.Module, directory: StrPath) -> None:
     """Save a model, sparse or not, as stock libraries load it: effective weights with exact zeros."""
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory, state_dict=deployable_state_dict(model) if sparse_layers(model) else None)
+    save_pretrained: Callable[..., object] | None = getattr(model, "save_pretrained", None)
+    if save_pretrained is not None:
+        save_pretrained(directory, state_dict=deployable_state_dict(model) if sparse_layers(model) else None)
     elif sparse_layers(model):
         raise ValueError(f"{type(model).__name__} is no transformers model: call finalize(model) before packing it")
     else:

@@ -119,7 +119,8 @@ class PackedQuantizer(HfQuantizer):
         return [_Naming(self._parts), *weight_conversions, _unpack(self._parts, renamed)]
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        for conversion in model._weight_conversions:  # those that were used, for reverting them on saving
+        used: Any = model._weight_conversions
+        for conversion in used:  # those that were used, for reverting them on saving
             if isinstance(conversion, _UnpackingConverter):
                 _set_class(conversion, WeightConverter)
         remove: Any = self.remove_quantization_config  # has no types
@@ -138,9 +139,9 @@ def _set_class(conversion: object, cls: type) -> None:
     conversion.__class__ = cls
 
 
-def _check_inside(paths: list[Path], root: str) -> None:
+def _check_inside(paths: list[Path], root: str | None) -> None:
     """An index may name any path, and transformers opens it."""
-    if not os.path.isdir(root):
+    if root is None or not os.path.isdir(root):
         return  # a repository of the Hub
     for path in paths:
         if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..utils.io import StrPath
 from .bitmask_format import Entry, PackedFile, PackedFormatError
 from .locate import locate
 from .pack import weight_files
@@ -32,7 +34,7 @@ class SavedModel:
         PackedFormatError: a damaged file or index, or a tensor that two files hold.
     """
 
-    def __init__(self, path_or_repo: str | os.PathLike):
+    def __init__(self, path_or_repo: StrPath):
         found = locate(path_or_repo)
         self.name = str(path_or_repo)
         self.directory = found if found.is_dir() else found.parent
@@ -53,7 +55,7 @@ class SavedModel:
     def __enter__(self) -> SavedModel:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._open_files.close()
 
     @property
@@ -83,18 +85,19 @@ def zeros_in(piece: Tensor) -> int:
     return len(piece) - int(np.count_nonzero(_magnitude(piece)))
 
 
-def is_zero(piece: Tensor) -> np.ndarray:
+def is_zero(piece: Tensor) -> npt.NDArray[Any]:
     """Bool array, True where a tensor with one dimension is zero."""
     return _magnitude(piece) == 0
 
 
-def _magnitude(piece: Tensor) -> np.ndarray:
+def _magnitude(piece: Tensor) -> npt.NDArray[Any]:
     """An integer for each element that is 0 where the element is: numpy counts them several times as fast as floats,
     and has no bfloat16."""
     if not piece.is_floating_point():
         return piece.numpy()
     bits = piece.view(_INTEGER[piece.element_size()]).numpy()
-    return bits & np.iinfo(bits.dtype).max  # the sign bit off
+    magnitude: npt.NDArray[Any] = bits & np.iinfo(bits.dtype).max  # the sign bit off
+    return magnitude
 
 
 def _natural(name: str) -> list[str | int]:

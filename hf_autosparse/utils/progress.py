@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from tqdm import tqdm
 
 
-def progress_bar(total: int, label: str | None, unit: str = "B") -> tqdm:
+def progress_bar(total: int, label: str | None, unit: str = "B") -> tqdm[NoReturn]:
     """A bar that counts up to `total` units; call its `update` with those just done. Use as a context manager.
 
     It shows after two seconds, on a terminal only, and is gone when done. No label: it never shows.

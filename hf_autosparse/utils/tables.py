@@ -39,6 +39,7 @@ def table(
 
 def as_text(parts: Iterable[RenderableType], width: int = 120) -> str:
     """Tables and lines as plain text, at most `width` characters wide."""
-    console = Console(file=StringIO(), width=width)
+    text = StringIO()
+    console = Console(file=text, width=width)
     console.print(*parts, sep="\n", soft_wrap=False)
-    return console.file.getvalue().rstrip()
+    return text.getvalue().rstrip()

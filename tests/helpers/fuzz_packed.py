@@ -7,7 +7,9 @@ Atheris (libFuzzer) follows which lines of bitmask_format.py each input reaches,
 quarter of the inputs is changed byte by byte, an eighth behind the header only. In the others the header stays readable
 JSON with a field changed, or a name doubled, moved or added; half of those get offsets that fit again, so that
 safetensors accepts them and the checks of the packed format are reached. In half of the inputs the digests are made to
-fit again, so that what lies behind their check is reached too. An escaped exception, a hang of 10 s, a crash, or an address space grown by more than 512 MB ends the run with the input kept in a file.
+fit again, so that what lies behind their check is reached too. An escaped
+exception, a hang of 10 s, a crash, or an address space grown by more than 512 MB ends the run with the input kept in a
+file.
 """
 
 from __future__ import annotations

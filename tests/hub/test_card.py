@@ -10,7 +10,7 @@ from hf_autosparse import AutoSparseConfig, FixedMaskConfig, SparseConfig, spars
 from hf_autosparse.hub.card import describe_loading, extend, insert, new_card
 from hf_autosparse.hub.card_text import Loading
 from hf_autosparse.hub.measured import Evaluation, Measured, TheoreticalFlops, last_evaluation, theoretical_flops
-from hf_autosparse.reports.layer_types import layer_type
+from hf_autosparse.reports.layer_names import layer_type
 from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from tiny import SPARSE, tiny_trainer

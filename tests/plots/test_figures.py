@@ -24,7 +24,7 @@ from hf_autosparse.plots.figures import (
 )
 from hf_autosparse.plots.lanes import BAR
 from hf_autosparse.plots.style import count, new_figure, percent, save
-from hf_autosparse.reports.layer_groups import group_blocks, short_names
+from hf_autosparse.reports.layer_names import group_blocks, short_names
 from hf_autosparse.reports.sparsity import LayerRow, SparsityReport
 from hf_autosparse.reports.trajectory import LayerCost, Moment, Trajectory
 from hf_autosparse.training.checkpoint_parts import PartsCallback, Stage
