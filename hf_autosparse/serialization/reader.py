@@ -94,7 +94,8 @@ def _magnitude(piece: Tensor) -> npt.NDArray[Any]:
     """An integer for each element that is 0 where the element is: numpy counts them several times as fast as floats,
     and has no bfloat16."""
     if not piece.is_floating_point():
-        return piece.numpy()
+        numbers: npt.NDArray[Any] = piece.numpy()
+        return numbers
     bits = piece.view(_INTEGER[piece.element_size()]).numpy()
     magnitude: npt.NDArray[Any] = bits & np.iinfo(bits.dtype).max  # the sign bit off
     return magnitude

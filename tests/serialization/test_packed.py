@@ -32,6 +32,8 @@ from fuzz_packed import torch_shape
 from hf_autosparse import AutoSparseConfig, FixedMaskConfig, PackedFormatError, finalize, pack, sparsify, unpack
 from hf_autosparse.reports.diff import checkpoint_diff
 from hf_autosparse.serialization.bitmask_format import PackedFile, decode, encode, metadata, stored_keys
+from hf_autosparse.serialization.digest import Digest, digest
+from paths import ROOT
 from sealed import save_sealed
 from tiny import tiny_trainer, tiny_translator
 
@@ -120,6 +122,26 @@ def test_encode_refuses(weight):
 def test_encode_refuses_non_finite(value):
     with pytest.raises(ValueError, match="not finite"):
         encode(torch.tensor([1.0, value]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 300_000), st.integers(0, 300_000), st.integers(0, 2**32))
+def test_digest_as_documented_in_any_pieces(size, cut, seed):
+    text = (ROOT / "docs" / "packed_format.md").read_text()
+    (code,) = [code for code in re.findall("```python\n(.*?)```", text, re.DOTALL) if "def digest" in code]
+    documented = {}
+    exec(code, documented)
+    data = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    pieces = Digest("U8", (size,))
+    for piece in (data[:cut], data[cut:]):
+        pieces.update(piece)
+    assert pieces.hexdigest() == documented["digest"]("U8", (size,), data.tobytes())
+
+
+def test_golden_digests():
+    assert digest(torch.tensor([1.0, -2.0]), "F32", (2,)) == "ffc4a947"
+    assert digest(torch.zeros(0), "F32", (0,)) == "5b285d91"
+    assert digest(torch.tensor([[1.0], [-2.0]]), "F32", (2, 1)) == "66435dd0"
 
 
 def test_reads_with_numpy_alone_as_documented(packed):
