@@ -85,9 +85,10 @@ def zeros_in(piece: Tensor) -> int:
     return len(piece) - int(np.count_nonzero(_magnitude(piece)))
 
 
-def is_zero(piece: Tensor) -> npt.NDArray[Any]:
+def is_zero(piece: Tensor) -> npt.NDArray[np.bool_]:
     """Bool array, True where a tensor with one dimension is zero."""
-    return _magnitude(piece) == 0
+    result: npt.NDArray[np.bool_] = _magnitude(piece) == 0
+    return result
 
 
 def _magnitude(piece: Tensor) -> npt.NDArray[Any]:
