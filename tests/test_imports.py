@@ -64,7 +64,7 @@ def test_rooms_import_one_way(name):
             assert other == room or LEVEL[other] < LEVEL[room], f"{name} imports {target[1:] or 'the package itself'}"
 
 
-@pytest.mark.xfail(reason="imports for types: layers.sparse and what it calls; training.trainer and its checkpoint parts")
+@pytest.mark.xfail(reason="imports for types in layers and training")
 def test_no_circle():
     graph = {name: {t[1:] for t in imports(path) if t.startswith(".")} - {name} for name, path in MODULES.items()}
     graph.pop("")  # its lazy attributes name everything

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..kernels import Backend, backends, get_backend
+from ..kernels import Backend, get_backend, registered_backends
 from ..kernels.autotune import EVERY_NUMBER, MARGIN, SPARSITIES, Ranges, Speedups, Store, ranges
 from ..kernels.backends import RESERVED
 from ..layers.kinds import dense_kind_of, matrix_of
@@ -140,12 +140,12 @@ def inference_report(model: nn.Module) -> InferenceReport:
 
 
 def _check(backend: str, overrides: dict[str, str]) -> None:
-    names = [form.name for form in backends()]
+    names = [form.name for form in registered_backends()]
     if backend not in (*RESERVED, *names):
         raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, (*RESERVED, *names)))}")
     for pattern, choice in overrides.items():
         if choice not in ("dense", *names):
-            forms = (f"{form.name!r} on {form.device}" for form in backends())
+            forms = (f"{form.name!r} on {form.device}" for form in registered_backends())
             raise ValueError(f"overrides[{pattern!r}] = {choice!r}: allowed are 'dense', {', '.join(forms)}")
 
 
@@ -157,7 +157,7 @@ def _check_devices(layers: Mapping[str, nn.Module], wanted: Mapping[str, str]) -
             continue
         form = get_backend(wanted[name])
         if weight.device.type != form.device:
-            others = ", ".join(repr(other.name) for other in backends(weight.device.type))
+            others = ", ".join(repr(other.name) for other in registered_backends(weight.device.type))
             raise ValueError(
                 f"backend {form.name!r} computes on {form.device!r}, but {name}.weight is on {weight.device}: call"
                 f" model.to({form.device!r}) first, or take one of 'dense'{others and ', '}{others}"
@@ -167,7 +167,7 @@ def _check_devices(layers: Mapping[str, nn.Module], wanted: Mapping[str, str]) -
 def _status(layers: Mapping[str, nn.Module]) -> str:
     """What the backends of the layers' devices compute with."""
     devices = dict.fromkeys(matrix_of(layer).device.type for layer in layers.values())
-    found = dict.fromkeys(form.status() for device in devices for form in backends(device))
+    found = dict.fromkeys(form.status() for device in devices for form in registered_backends(device))
     return "; ".join(found) or f"none for {', '.join(devices) or 'a model without layers'}"
 
 
@@ -244,7 +244,7 @@ class _Picker:
         weight = layer._parameters.get("weight")
         if weight is None:
             return "its weight is computed by another module (weight norm, pruning)"
-        forms = [form for form in backends(weight.device.type) if wanted in (*RESERVED, form.name)]
+        forms = [form for form in registered_backends(weight.device.type) if wanted in (*RESERVED, form.name)]
         if not forms:
             return f"on {weight.device}, where no backend computes"
         if not any(form.applies(weight) for form in forms):

@@ -1,12 +1,12 @@
 """Kernels for the sparse products and the soft threshold of training: C for the CPU, Triton and CUDA for a GPU.
 
 Importing this package compiles and loads nothing. `library` loads the C kernels at first use, and the Triton kernels
-are compiled when a tensor on a GPU first asks for them. `backends` lists the sparse forms for inference.
+are compiled when a tensor on a GPU first asks for them. `registered_backends` lists the sparse forms for inference.
 """
 
 from __future__ import annotations
 
-from .backends import Backend, ConvolvingMatrix, Matrix, backends, get_backend, register_backend
+from .backends import Backend, ConvolvingMatrix, Matrix, get_backend, register_backend, registered_backends
 from .cpu.binding import Library
 from .cpu.library import library, status
 from .cpu.sparse_matrix import SparseMatrix, convolved
@@ -23,11 +23,11 @@ __all__ = [
     "Matrix",
     "SparseMatrix",
     "annealed_soft_threshold",
-    "backends",
     "cache_directory",
     "convolved",
     "get_backend",
     "library",
     "register_backend",
+    "registered_backends",
     "status",
 ]

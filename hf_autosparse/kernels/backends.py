@@ -118,7 +118,7 @@ def register_backend(backend: Backend) -> Backend:
     return backend
 
 
-def backends(device: str | None = None) -> list[Backend]:
+def registered_backends(device: str | None = None) -> list[Backend]:
     """All backends, or those of one type of device, in the order in which they were registered."""
     return [backend for backend in _registered.values() if device in (None, backend.device)]
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 import logging
 import pickle
@@ -25,6 +26,7 @@ from hf_autosparse import (
     to_inference,
 )
 from hf_autosparse.inference.layers import InferenceConv2d, InferenceLayer, InferenceLinear
+from hf_autosparse.kernels import backends as registry
 from hf_autosparse.kernels import get_backend
 from hf_autosparse.kernels.autotune import EVERY_NUMBER, Measurement, ranges
 from hf_autosparse.kernels.cpu import library as c_library
@@ -451,6 +453,38 @@ def test_a_model_taken_to_a_machine_without_kernels_computes_densely(monkeypatch
         stored = pickle.dumps(model)
         monkeypatch.setattr(c_library, "_choice", (None, "plain torch, because of this test"))
         torch.testing.assert_close(pickle.loads(stored)(x), expected)
+
+
+def test_a_backend_of_another_device_is_refused_by_name():
+    model = network().to("meta")
+    with pytest.raises(ValueError, match="'sparse' computes on 'cpu', but 0.weight is on meta: call model.to") as error:
+        to_inference(model, "sparse")
+    assert str(error.value).endswith("or take one of 'dense'")
+    with pytest.raises(ValueError, match="'bitmask' computes on 'cuda'.*or take one of 'dense', 'sparse', 'sparse_bfl"):
+        to_inference(network(), "bitmask")
+    report = inference_report(to_inference(model))
+    assert report.kernels == "none for meta" and {row.reason for row in report.rows} == {
+        "on meta, where no backend computes"
+    }
+
+
+def test_auto_says_why_it_can_take_no_backend(speedups, monkeypatch):
+    form = get_backend("sparse")
+    for changed, reason in (
+        ({"refusal": lambda weight: "not of its pattern"}, "not of its pattern"),
+        ({"exact": lambda weight: False}, "every backend rounds its values: ask for one by name"),
+        ({"is_available": lambda: False}, "this machine lacks the C kernels"),
+    ):
+        monkeypatch.setattr(registry, "_registered", {"sparse": dataclasses.replace(form, **changed)})
+        (row,) = inference_report(to_inference(nn.Sequential(pruned(nn.Linear(8, 8))))).rows
+        assert (row.backend, row.reason) == ("dense", reason)
+
+
+def test_a_model_whose_backend_is_not_registered_says_so(monkeypatch):
+    stored = pickle.dumps(to_inference(network(), "sparse"))
+    monkeypatch.setattr(registry, "_registered", {"other": get_backend("sparse_bfloat16")})
+    with pytest.raises(ValueError, match="backend 'sparse' is unknown: registered are 'other'; import the"):
+        pickle.loads(stored)
 
 
 def test_the_log_is_quiet_about_what_went_well(caplog):

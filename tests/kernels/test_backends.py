@@ -6,41 +6,33 @@ import re
 import pytest
 import torch
 
-from hf_autosparse.kernels import backends, get_backend, register_backend
-from hf_autosparse.kernels import backends as list_backends
-from hf_autosparse.kernels.backends import _registered
+from hf_autosparse.kernels import backends as registry
+from hf_autosparse.kernels import get_backend, register_backend, registered_backends
 from paths import ROOT
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
     """What a test registers is forgotten."""
-    before = dict(_registered)
-    yield
-    _registered.clear()
-    _registered.update(before)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 def test_what_is_registered():
-    assert [backend.name for backend in backends("cpu")][:2] == ["sparse", "sparse_bfloat16"]
-    assert {backend.name for backend in backends("cuda")} == {"bitmask", "semi_structured"}
-    assert not backends("mps") and len(backends()) == len(_registered)
+    assert {"sparse", "sparse_bfloat16"} <= {backend.name for backend in registered_backends("cpu")}
+    assert {backend.name for backend in registered_backends("cuda")} == {"bitmask", "semi_structured"}
+    assert not registered_backends("mps") and len(registered_backends()) == len(registry._registered)
     assert get_backend("sparse").dtypes == (torch.float32,)
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(
-        ValueError, match="backend 'fast' is unknown: registered are 'sparse', 'sparse_bfloat16', .*import"
-    ):
+    with pytest.raises(ValueError, match="backend 'fast' is unknown: registered are .*'sparse', .*import"):
         get_backend("fast")
 
 
 @pytest.mark.parametrize("name", ["sparse", "auto", "dense"])
 def test_a_name_that_is_taken_is_refused(name):
     other = dataclasses.replace(get_backend("sparse"), name=name)
-    with pytest.raises(
-        ValueError, match=f"Backend.name = '{name}' is taken: choose another name than 'auto', 'dense', "
-    ):
+    with pytest.raises(ValueError, match=f"Backend.name = '{name}' is taken: choose another name than 'auto', 'd"):
         register_backend(other)
     assert get_backend("sparse") is not other
 
@@ -65,7 +57,7 @@ def test_the_page_about_adding_one(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
-    assert "nonzero_rows" in [backend.name for backend in list_backends("cpu")]
+    assert "nonzero_rows" in [backend.name for backend in registered_backends("cpu")]
     fields = {field.name for field in dataclasses.fields(get_backend("sparse"))}
     table = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     assert table == fields, "the page lists every field"

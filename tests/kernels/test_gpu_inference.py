@@ -14,9 +14,9 @@ from hf_autosparse import inference_report, to_inference
 from hf_autosparse.functional import n_of_m_mask
 from hf_autosparse.inference import measure as measuring
 from hf_autosparse.inference.layers import InferenceLinear
-from hf_autosparse.kernels import backends, get_backend
+from hf_autosparse.kernels import backends as registry
+from hf_autosparse.kernels import get_backend, registered_backends
 from hf_autosparse.kernels.autotune import Measurement
-from hf_autosparse.kernels.backends import _registered as REGISTERED
 from hf_autosparse.kernels.cuda.semi_structured import SemiStructuredMatrix
 from hf_autosparse.kernels.triton import availability as gpu
 from hf_autosparse.kernels.triton.bitmask_matrix import BitmaskMatrix
@@ -46,12 +46,11 @@ def device(triton_device, monkeypatch, tmp_path):
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
         monkeypatch.setattr(SemiStructuredMatrix, "bytes", 0)
         monkeypatch.setattr(gpu, "_choice", (True, "for this test"))
-        for backend in backends():
-            if backend.device == "cpu":
-                monkeypatch.delitem(REGISTERED, backend.name)
-            else:
-                here = dataclasses.replace(backend, device="cpu", is_available=lambda: True)
-                monkeypatch.setitem(REGISTERED, backend.name, here)
+        here = {
+            form.name: dataclasses.replace(form, device="cpu", is_available=lambda: True)
+            for form in registered_backends("cuda")
+        }
+        monkeypatch.setattr(registry, "_registered", here)
     return triton_device
 
 
@@ -157,7 +156,7 @@ def test_a_real_measurement(device, monkeypatch):
 def test_where_no_kernel_is_there(device, monkeypatch):
     for name in ("bitmask", "semi_structured"):
         none = dataclasses.replace(get_backend(name), is_available=lambda: False, status=lambda: "plain torch")
-        monkeypatch.setitem(REGISTERED, name, none)
+        monkeypatch.setitem(registry._registered, name, none)
     model = nn.Sequential(pruned(nn.Linear(64, 32))).to(device)
     assert inference_report(to_inference(model)).rows[0].reason == "this machine lacks the Triton kernels"
     with pytest.raises(RuntimeError, match="'bitmask' needs the Triton kernels, but this machine takes plain torch"):
