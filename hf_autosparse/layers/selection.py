@@ -9,17 +9,26 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..methods import SparseConfig
-from .kinds import dense_kind_of
+from ..methods import SparseConfig, method_of
+from .adapters import adapter_layers
+from .kinds import dense_kind_of, require_kind
+from .quantised import quantised_weight
 from .sparse import SparseLayer
 
 
 @dataclass
 class Selection:
-    """`sparse`: name -> layer to convert. `dense`: name of a weight's module -> why it stays dense."""
+    """Which layers become sparse.
+
+    Attributes:
+        sparse: name -> layer to convert.
+        dense: name of a weight's module -> why it stays dense.
+        unsuited: those of `dense` that the configuration selects, but whose weight's values or shape do not allow it.
+    """
 
     sparse: dict[str, nn.Module] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
+    unsuited: dict[str, str] = field(default_factory=dict)
 
 
 def qualified(module_name: str, attribute: str) -> str:
@@ -45,19 +54,25 @@ def select_layers(model: nn.Module, config: SparseConfig) -> Selection:
 
     limits = _technical_limits(model, candidates)
     edges = _first_and_last(model, candidates, config.first_last)
+    adapters = adapter_layers(model)
     for name, module in candidates.items():
         reason = limits.get(name) or edges.get(name)
         if reason is None and (pattern := _matching(name, config.dense_modules)):
             reason = f"matches dense_modules pattern {pattern!r}"
         if reason is None and config.target_modules is not None and not _matching(name, config.target_modules):
             reason = "matches no target_modules pattern"
+        if reason is None and config.target_modules is None and name in adapters:
+            reason = "belongs to an adapter (target_modules can name it)"
+        if reason is None and (reason := _unsuited(module, config)):
+            selection.unsuited[name] = reason
         if reason is None:
             selection.sparse[name] = module
         else:
             selection.dense[name] = reason
     if not selection.sparse:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in selection.dense.items()) or "  it has no weights"
-        raise ValueError(f"no layer of {type(model).__name__} is left to sparsify:\n{reasons}")
+        reasons = [f"{name}: {reason}" for name, reason in selection.dense.items()] or [_without_matrix(model)]
+        listed = "".join(f"\n  {reason}" for reason in reasons)
+        raise ValueError(f"no layer of {type(model).__name__} is left to sparsify:{listed}")
     return selection
 
 
@@ -66,6 +81,8 @@ def _unsupported(module: nn.Module) -> str | None:
     if isinstance(module, SparseLayer):
         raise ValueError("the model is already sparse: call finalize(model) first, or use it as it is")
     kind = type(module).__name__
+    if quantised := quantised_weight(module):
+        return f"{kind} is quantised ({quantised}): load the model without quantisation to make it sparse"
     for base in (nn.Linear, nn.Conv2d):
         if isinstance(module, base):
             return f"{kind} is a subclass of nn.{base.__name__} with its own forward or weight"
@@ -78,6 +95,11 @@ def _unsupported(module: nn.Module) -> str | None:
     if any(p.dim() >= 3 for p in module.parameters(recurse=False)) and not isinstance(module, nn.modules.conv._ConvNd):
         return f"{kind} holds stacked weights (such as a mixture's experts), not layers"
     return f"{kind} is no nn.Linear, nn.Conv2d or Conv1D"
+
+
+def _without_matrix(model: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"its {count:,} parameters are all in vectors and scalars" if count else "it has no parameters"
 
 
 def _technical_limits(model: nn.Module, candidates: dict[str, nn.Module]) -> dict[str, str]:
@@ -95,8 +117,8 @@ def _technical_limits(model: nn.Module, candidates: dict[str, nn.Module]) -> dic
         weight = module._parameters.get("weight")
         if weight is None:
             limits[name] = "its weight is computed by another module (weight norm, pruning)"
-        elif not weight.is_floating_point():
-            limits[name] = f"its weight has dtype {weight.dtype}"
+        elif quantised := quantised_weight(module):
+            limits[name] = f"quantised ({quantised}): load the model without quantisation to make it sparse"
         elif not weight.requires_grad:
             limits[name] = "frozen (requires_grad=False)"
         elif id(module) in fast_path:
@@ -106,6 +128,13 @@ def _technical_limits(model: nn.Module, candidates: dict[str, nn.Module]) -> dic
             if others and not _same_module(model, others, module):
                 limits[name] = f"its weight is tied to {others[0]}"
     return limits
+
+
+def _unsuited(module: nn.Module, config: SparseConfig) -> str | None:
+    weight = module.get_parameter("weight")
+    if not weight.is_meta and not weight.any():
+        return "all its weights are 0: it is freshly initialised, not pruned"
+    return method_of(config).unsuited(weight, config, require_kind(module).output_dim)
 
 
 def _same_module(model: nn.Module, parameter_names: list[str], module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ..methods import SparseConfig, Sparsifier, method_of
 from .kinds import kind_of, require_kind, weight_of
 from .selection import qualified, select_layers
 from .sparse import SparseLayer, make_plain, make_sparse
+
+logger = logging.getLogger(__name__)
 
 _RECORD = "_autosparse"
 
@@ -47,6 +50,8 @@ def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
             sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, sparsities[name])
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
+    if selection.unsuited:
+        logger.warning("left dense: %s", "; ".join(f"{name}: {reason}" for name, reason in selection.unsuited.items()))
     for name, layer in selection.sparse.items():  # nothing is changed before everything is known to work
         with torch.no_grad():
             sparsifiers[name].initialise(weights[name])

@@ -137,6 +137,11 @@ class Sparsifier(nn.Module):
         """Called by `sparsify` with the names of the layers to become sparse, before anything is changed: the place to
         raise ValueError, or to warn, if the model does not suit the method."""
 
+    @classmethod
+    def unsuited(cls, weight: Tensor, config: SparseConfig, output_dim: int) -> str | None:
+        """Why a layer with this weight stays dense under this method; None where it can be sparse."""
+        return None
+
     def gradient_mask(self, weight: Tensor) -> Tensor | None:
         """Which entries of the weight gradient the next backward pass has to compute, for the theoretical FLOPs.
 

@@ -56,7 +56,7 @@ class FixedMask(MaskedSparsifier):
                 module = model.get_submodule(name.rpartition(".")[0])
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # stays zero by itself
                     zeros -= parameter.shape[1] - int(parameter[module.padding_idx].count_nonzero())
-                if zeros:
+                if 0 < zeros < parameter.numel():  # a weight that is all zero is fresh, not pruned
                     lost[name] = zeros
         if lost:
             logger.warning(

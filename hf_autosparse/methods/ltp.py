@@ -52,8 +52,6 @@ class LTP(Sparsifier):
     def __init__(self, weight: Tensor, config: LTPConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         scale = weight.detach().float().square().mean().view(1)
-        if not scale > 0:
-            raise ValueError("its weights are all 0 and give method 'ltp' no scale: list it in dense_modules")
         self.register_buffer("scale", scale)
         self.threshold = nn.Parameter(torch.zeros(1, device=weight.device))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import masked_weight, n_of_m_mask
 from .base import Sparsifier, register
+from .config import SparseConfig
 from .settings import Annealing
 
 
@@ -20,7 +21,7 @@ class NMConfig(Annealing):
 
     Args:
         n: weights kept of every `m` consecutive ones along the input.
-        m: size of a group; it divides the number of inputs of every sparse layer.
+        m: size of a group. A layer whose number of inputs it does not divide stays dense.
         pruned_decay: SR-STE's pull of pruned weights to 0, added to their gradient as `pruned_decay * w`.
     """
 
@@ -55,12 +56,12 @@ class NM(Sparsifier):
     def __init__(self, weight: Tensor, config: NMConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
         self._input_dim = 1 - output_dim
-        size, m = weight.shape[self._input_dim], config.m
-        if size % m:
-            raise ValueError(
-                f"its {size} inputs do not divide into groups of m = {m}: list the layer in dense_modules, or choose"
-                " another m"
-            )
+
+    @classmethod
+    def unsuited(cls, weight: Tensor, config: SparseConfig, output_dim: int) -> str | None:
+        assert isinstance(config, NMConfig)
+        inputs, m = weight.shape[1 - output_dim], config.m
+        return f"its {inputs} inputs do not divide into groups of m = {m}" if inputs % m else None
 
     def mask(self, weight: Tensor) -> Tensor:
         dim = self._input_dim

@@ -78,6 +78,8 @@ class SoftThresholdSparsifier(Sparsifier):
     def _for_sparsity(self, weight: Tensor, sparsity: float) -> Tensor:
         """The s at which `sparsity` of the weights are pruned."""
         value = threshold_for_sparsity(self._rows(weight), sparsity)
+        empty = value == 0  # channels without a weight above 0 take the smallest threshold of the others
+        value = torch.where(empty, value.masked_fill(empty, torch.inf).amin(), value)
         if not bool(((value > 0) & (value < 1)).all()):
             raise ValueError(
                 f"no threshold in (0, 1) prunes {sparsity:.1%} of a weight of shape {tuple(weight.shape)} with"

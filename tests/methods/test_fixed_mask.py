@@ -6,19 +6,10 @@ from torch import nn
 from transformers import Trainer
 
 from hf_autosparse import AutoSparseCallback, FixedMaskConfig, finalize, sparse_layers, sparsify, sparsity
+from pruned import pruned
 from tiny import history, tiny_arguments, tiny_pairs, tiny_trainer, tiny_translator
 
 CONFIG = FixedMaskConfig()
-
-
-def pruned(model: nn.Module, sparsity: float = 0.5) -> nn.Module:
-    """Magnitude pruning by plain torch, as any other tool leaves a model. The last layer too, but not the embedding."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":  # tied to the embedding
-            with torch.no_grad():
-                magnitude = module.weight.abs()
-                module.weight[magnitude < magnitude.quantile(sparsity)] = 0
-    return model
 
 
 def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
