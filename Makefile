@@ -33,9 +33,10 @@ test-next: ## run the fast tests with the newest transformers, accelerate and to
 	$(VENV)-next/bin/python -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[dev]"
 	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)-next/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-lint: $(DEV) ## check style and formatting
+lint: $(DEV) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(DEV) ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix .
@@ -46,7 +47,7 @@ docs: $(DEV) ## build the documentation's site in build/site; a broken link is a
 	@echo "open build/site/index.html"
 
 clean: ## remove .venv, builds and caches (runs/ and data/ stay)
-	rm -rf $(VENV) $(VENV)-next build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-next build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyPI's torch for Linux carries CUDA (gigabytes). Without an NVIDIA driver the small CPU build comes from PyTorch's own

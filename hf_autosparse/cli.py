@@ -229,7 +229,8 @@ def prune(
 ) -> None:
     """Prune a saved model in one shot, without training.
 
-    Shows the error of each layer's output. One block's weights are in memory at a time. A run that was killed goes on when it is started again.
+    Shows the error of each layer's output. One block's weights are in memory at a time. A run that was killed goes on
+    when it is started again.
 
     \b
     Examples:
