@@ -25,7 +25,14 @@ _RECORD = "_autosparse_inference"
 
 @dataclass(frozen=True)
 class BackendRow:
-    """One layer. `sparsity`: fraction of zeros. `backend`: "dense" or its sparse form. `bytes`: memory of that form."""
+    """One layer.
+
+    Attributes:
+        sparsity: fraction of zeros.
+        backend: "dense" or its sparse form.
+        bytes: memory of that form.
+        error: of a form that rounds the weight, on random activations, relative to the product; else 0.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,6 +40,7 @@ class BackendRow:
     backend: str
     reason: str
     bytes: int = 0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,14 @@ class InferenceReport:
         sparse = [row for row in self.rows if row.backend != "dense"]
         beside = f"{sum(row.bytes for row in sparse) / 2**20:.1f} MiB beside the dense weights"
         title = f"{len(sparse)} of {len(self.rows)} layers sparse, {beside}"
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (row.name, row.reason, row.backend, " x ".join(map(str, row.shape)), f"{row.sparsity:.1%}")
             for row in self.rows
         ]
         headers = ["layer", "why", "backend", "shape", "sparsity"]
+        if any(row.error for row in sparse):
+            headers.append("error")
+            rows = [(*cells, f"{row.error:.2%}") for cells, row in zip(rows, self.rows, strict=True)]
         return as_text([table(title, headers, rows, words=3), f"kernels: {self.kernels}"])
 
 
@@ -62,6 +73,7 @@ def to_inference(
     backend: str = "auto",
     overrides: Mapping[str, str] | None = None,
     remeasure: bool = False,
+    dtype: str | None = None,
 ) -> nn.Module:
     """Prepare a model for fast inference where it is, in place, and return it in eval mode.
 
@@ -81,15 +93,19 @@ def to_inference(
             "auto" considers all whose results differ from the dense ones by rounding only. "dense": undo.
         overrides: pattern over full layer names (glob) -> the name of a backend or "dense", whatever `backend` says.
         remeasure: measure again instead of reading the cache.
+        dtype: "int8" rounds the non-zeros of every weight, and the activations of each token, to 8 bits: the backend
+            "bitmask_int8" by another name. The report has the error of each layer.
 
     Raises:
-        ValueError: an unknown backend; a pattern that matches no layer that could be sparse; a backend that is asked
-            for by name, but computes on another device, or cannot take a weight with enough zeros (such as one that is
-            not 2:4).
+        ValueError: an unknown backend or dtype; a dtype beside a backend; a pattern that matches no layer that could be
+            sparse; a backend that is asked for by name, but computes on another device, or cannot take a weight with
+            enough zeros (such as one that is not 2:4).
         RuntimeError: a backend is asked for that this machine cannot use; the message says why.
     """
     overrides = dict(overrides or {})
     _check(backend, overrides)
+    if dtype is not None:
+        backend = _backend_of(dtype, backend)
     if sparse_layers(model):
         finalize(model)
     for module in list(model.modules()):
@@ -116,11 +132,12 @@ def to_inference(
     rows = []
     for name, module in layers.items():  # nothing is changed before everything is known to work
         pick = picks[name]
-        shape, size = tuple(module.weight.shape), 0
+        shape, size, error = tuple(module.weight.shape), 0, 0.0
         if pick.sparse_for:
-            size = swap_in(module, pick.sparse_for, pick.backend, exact=pick.measured).matrix_bytes
+            layer = swap_in(module, pick.sparse_for, pick.backend, exact=pick.measured)
+            size, error = layer.matrix_bytes, layer.matrix_error()
         used = pick.backend if pick.sparse_for else "dense"
-        rows.append(BackendRow(name, shape, pick.zeros, used, pick.reason, size))
+        rows.append(BackendRow(name, shape, pick.zeros, used, pick.reason, size, error))
     asked = backend == "auto" or set(wanted.values()) != {"dense"}
     status = _status(layers) if asked else "not asked for"
     setattr(model, _RECORD, InferenceReport(status, rows))
@@ -137,6 +154,15 @@ def inference_report(model: nn.Module) -> InferenceReport:
     if report is None:
         raise ValueError(f"{type(model).__name__} was not prepared for inference: call to_inference(model) first")
     return report
+
+
+def _backend_of(dtype: str, backend: str) -> str:
+    """The backend that holds values of this dtype."""
+    if dtype != "int8":
+        raise ValueError(f"dtype = {dtype!r}: allowed are 'int8', and None to keep the values of the weights")
+    if backend != "auto":
+        raise ValueError(f"dtype = {dtype!r} beside backend = {backend!r}: leave one of them out, both choose the form")
+    return "bitmask_int8"
 
 
 def _check(backend: str, overrides: dict[str, str]) -> None:

@@ -145,6 +145,21 @@ class InferenceLayer(nn.Module):
         matrix = self._packed[1]
         return 0 if matrix is None else matrix.bytes
 
+    def matrix_error(self) -> float:
+        """Size of the sparse product's error on normal random activations, relative to the product; 0 if it is exact.
+
+        Rounding to the dtype of results is part of it.
+        """
+        matrix, weight = self._packed[1], self.matrix_view().detach()
+        if matrix is None or self._form.exact(weight):
+            return 0.0
+        generator = torch.Generator("cpu").manual_seed(0)
+        x = torch.randn(16, weight.shape[1], generator=generator, dtype=torch.float32, device="cpu").to(weight)
+        product, expected = matrix.product(x), x.double() @ weight.double().T
+        if product is None or not expected.any():
+            return 0.0
+        return float((product - expected).norm() / expected.norm())
+
     def _register(self) -> None:
         self._form = get_backend(self.backend)
         self._handle = next(_handles)

@@ -7,6 +7,7 @@ are compiled when a tensor on a GPU first asks for them. `registered_backends` l
 from __future__ import annotations
 
 from .backends import Backend, ConvolvingMatrix, Matrix, get_backend, register_backend, registered_backends
+from .cpu import bitmask_matrix as cpu_bitmask_matrix  # noqa: F401  # registers its backends
 from .cpu.binding import Library
 from .cpu.library import library, status
 from .cpu.sparse_matrix import SparseMatrix, convolved

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bitmask_matrix.h"
+#include "float_types.h"
 #include "names.h"
 #include "pixel_tile.h"
 #include "sparse_matrix.h"
@@ -21,6 +23,13 @@ int64_t CALL(screen)(float *, const float *, const float *, const float *, const
                      const float *, int64_t, int64_t, int64_t, int, int64_t, int);
 void CALL(forward)(const float *, const float *, float *, int64_t, int64_t, int, int);
 int CALL(backward)(const float *, const float *, const float *, float, float *, float *, int64_t, int64_t, int, int);
+
+void autosparse_bitmask_plan(const void *, int, int64_t, int64_t, int64_t, int64_t, int, uint64_t *, int64_t *, float *,
+                             int32_t *, int);
+void autosparse_bitmask_fill(const BitmaskMatrix *, const void *, int, int64_t, int64_t, int);
+void autosparse_bitmask_expand(const BitmaskMatrix *, int64_t, int64_t, void *, int);
+void autosparse_bitmask_align(const uint8_t *, int64_t, int64_t, uint64_t *, int64_t *, int);
+int CALL(bitmask_matmul)(const BitmaskMatrix *, int, const void *, void *, int64_t, const void *, int);
 
 static uint32_t state = 1;
 static float uniform(void) { return (float)((state = state * 1664525u + 1013904223u) >> 8) / (1 << 24); }
@@ -184,6 +193,86 @@ static void check_product(int64_t rows, int64_t cols, float sparsity, int thread
     free((void *)m.value), free((void *)m.column);
 }
 
+/* n numbers in a buffer of a type, and what they are after rounding. */
+static void *rounded(int type, float *x, int64_t n)
+{
+    char *p = array(n, TYPE_BYTES[type]);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h = type == BFLOAT16 ? to_bfloat16(x[i]) : to_float16(x[i]);
+        if (type == FLOAT32) memcpy(p + 4 * i, x + i, 4);
+        else memcpy(p + 2 * i, &h, 2), x[i] = type == BFLOAT16 ? from_bfloat16(h) : from_float16(h);
+    }
+    return p;
+}
+
+/* type: of the weight, activations and results; values: of the non-zeros. */
+static void check_bitmask_product(const BitmaskMatrix *m, const float *w, int type, int64_t n, int threads)
+{
+    const int64_t rows = m->rows, cols = m->cols;
+    float *x = noise(n * cols), *bias = noise(rows);
+    void *X = rounded(type, x, n * cols), *B = rounded(type, bias, rows), *Y = array(n * rows, TYPE_BYTES[type]);
+    expect(CALL(bitmask_matmul)(m, type, X, Y, n, B, threads) == 0, "status", rows, cols, n);
+    const double rounding = type == FLOAT32 ? 0 : type == BFLOAT16 ? 1.0 / 256 : 1.0 / 2048;
+    for (int64_t t = 0; t < n; t++) {
+        float largest = 0;
+        for (int64_t k = 0; k < cols; k++) largest = fmaxf(largest, fabsf(x[t * cols + k]));
+        for (int64_t r = 0; r < rows; r++) {
+            double sum = bias[r], magnitude = fabs(bias[r]), weights = 0;
+            for (int64_t k = 0; k < cols; k++) {
+                const double term = (double)w[r * cols + k] * x[t * cols + k];
+                sum += term;
+                magnitude += fabs(term);
+                weights += fabs(w[r * cols + k]);
+            }
+            const double off = m->type == INT8 ? weights * largest / 253 : 0;   /* of each activation: half a scale */
+            float y;
+            if (type == FLOAT32) y = ((float *)Y)[t * rows + r];
+            else y = type == BFLOAT16 ? from_bfloat16(((uint16_t *)Y)[t * rows + r]) : from_float16(((uint16_t *)Y)[t * rows + r]);
+            expect(fabs(y - sum) <= 1e-6 * magnitude + off + rounding * (fabs(sum) + off) + 1e-7, "bitmask", rows, cols, n);
+        }
+    }
+    memset((char *)X + (n * cols - 1) * TYPE_BYTES[type], 0xff, TYPE_BYTES[type]);   /* NaN */
+    expect(CALL(bitmask_matmul)(m, type, X, Y, n, NULL, threads) == (m->type == INT8), "non-finite", rows, cols, n);
+    free(x), free(bias), free(X), free(B), free(Y);
+}
+
+static void check_bitmask(int64_t rows, int64_t cols, float sparsity, int type, int values, int threads)
+{
+    const int64_t words = words_of(cols), size = rows * cols;
+    float *w = noise(size), *scale = array(rows, sizeof(float));
+    for (int64_t i = 0; i < size; i++)
+        if (uniform() < sparsity) w[i] = 0;
+    void *W = rounded(type, w, size);
+    uint64_t *mask = array(rows * words, 8);
+    int64_t *first = array(rows + 1, 8);
+    int32_t *sum = array(rows, 4);
+    autosparse_bitmask_plan(W, type, cols, 1, rows, cols, values, mask, first + 1, scale, sum, threads);
+    for (int64_t r = 0; r < rows; r++) first[r + 1] += first[r];
+    void *value = array(first[rows] * TYPE_BYTES[values] + VALUE_PADDING, 1);
+    const BitmaskMatrix m = {rows, cols, values, mask, first, value, scale, sum};
+    autosparse_bitmask_fill(&m, W, type, cols, 1, threads);
+    void *dense = array(size, values == INT8 ? 4 : TYPE_BYTES[values]);
+    autosparse_bitmask_expand(&m, 0, rows, dense, threads);
+    if (values == type) expect(!memcmp(dense, W, size * TYPE_BYTES[type]), "expanded", rows, cols, type);
+    for (int64_t i = 0; i < size; i++) {
+        const float kept = values == FLOAT16 ? from_float16(((uint16_t *)dense)[i])
+                           : values == BFLOAT16 ? from_bfloat16(((uint16_t *)dense)[i]) : ((float *)dense)[i];
+        expect(fabsf(kept - w[i]) <= (values == INT8 ? scale[i / cols] * 0.501f : fabsf(w[i]) / 256), "rounded", rows, cols, i);
+        w[i] = kept;
+    }
+    uint8_t *packed = array((size + 7) / 8, 1);
+    for (int64_t i = 0; i < size; i++) packed[i / 8] |= (uint8_t)((w[i] != 0) << i % 8);
+    uint64_t *again = array(rows * words, 8);
+    int64_t *count = array(rows, 8);
+    autosparse_bitmask_align(packed, rows, cols, again, count, threads);
+    expect(!memcmp(again, mask, rows * words * 8), "aligned", rows, cols, type);
+    for (int64_t r = 0; r < rows; r++) expect(count[r] == first[r + 1] - first[r], "counted", rows, cols, r);
+    static const int64_t tokens[] = {1, 2, 3, 4, 7, 8, 9, 17, 33, 70};
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) check_bitmask_product(&m, w, type, tokens[i], threads);
+    if (rows * cols < 100) check_bitmask_product(&m, w, type, 300, threads);
+    free(w), free(scale), free(W), free(mask), free(first), free(sum), free(value), free(dense), free(packed), free(again), free(count);
+}
+
 static void check_threshold(int64_t rows, int64_t cols, int by_columns, int threads)
 {
     const int64_t n = rows * cols, thresholds = by_columns ? cols : rows;
@@ -212,6 +301,11 @@ int main(void)
         for (int i = 0; i < n; i++)
             for (int j = 0; j < n; j++) check_product(sizes[i], sizes[j], (float)((i + j) % 4) / 3, threads);
         check_product(1100, 40, 0.9f, threads);
+        static const int kinds[][2] = {{FLOAT32, FLOAT32}, {BFLOAT16, BFLOAT16}, {FLOAT16, FLOAT16}, {FLOAT32, BFLOAT16},
+                                       {FLOAT32, INT8}, {BFLOAT16, INT8}, {FLOAT16, INT8}};
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < 7; j++)
+                check_bitmask(sizes[i], sizes[(5 * i + j) % n], (float)((i + j) % 4) / 3, kinds[j][0], kinds[j][1], threads);
         for (int i = 0; i < n; i++) {
             check_screen(sizes[i], sizes[n - 1 - i], 1, threads);
             check_screen(sizes[i] + 64, sizes[i], i % 2 ? 4 : 64, threads);

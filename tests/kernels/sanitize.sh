@@ -27,9 +27,16 @@ run() { # name of the instruction set, flags
 case $(uname -m) in
   x86_64)
     run sse2
-    if grep -qw avx2 /proc/cpuinfo; then run avx2 -mavx2 -mfma; fi
+    if grep -qw avx2 /proc/cpuinfo; then run avx2 -mavx2 -mfma -mf16c; fi
     if grep -qw avx512dq /proc/cpuinfo; then
-      run avx512 -mavx2 -mfma -mavx512f -mavx512vl -mavx512bw -mavx512dq
+      avx512=(-mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512bw -mavx512dq)
+      run avx512 "${avx512[@]}"
+      if grep -qw avx512_vbmi2 /proc/cpuinfo && grep -qw avx512_vnni /proc/cpuinfo; then
+        run avx512vbmi2 "${avx512[@]}" -mavx512vbmi2 -mavx512vnni
+        if grep -qw avx512_bf16 /proc/cpuinfo; then
+          run avx512bf16 "${avx512[@]}" -mavx512vbmi2 -mavx512vnni -mavx512bf16
+        fi
+      fi
     fi
     ;;
   *) run generic ;;

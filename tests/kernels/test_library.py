@@ -101,8 +101,40 @@ def test_what_the_processor_cannot_run_is_refused(monkeypatch):
 )
 def test_instruction_set_follows_what_torch_found(capability, expected, monkeypatch):
     monkeypatch.setattr(binding, "instruction_sets", lambda: build._ISAS["x86_64"])
+    monkeypatch.setattr(binding, "processor_flags", set)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert binding.supported_isas() == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("flags : avx512f avx512_vnni", ["avx512"]),
+        ("flags : avx512_vbmi2 avx512_vnni", ["avx512vbmi2", "avx512"]),
+        (
+            "vendor_id : AuthenticAMD\nflags : avx512_bf16 avx512_vbmi2 avx512_vnni",
+            ["avx512bf16", "avx512vbmi2", "avx512"],
+        ),
+        (
+            "vendor_id : GenuineIntel\nflags : avx512_bf16 avx512_vbmi2 avx512_vnni",
+            ["avx512vbmi2", "avx512bf16", "avx512"],
+        ),
+    ],
+)
+def test_beyond_avx512_linux_says_what_there_is(said, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{said}\n\nprocessor : 1\nflags : avx512_vbmi2 avx512_vnni\n")
+    monkeypatch.setattr(binding, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(binding, "instruction_sets", lambda: build._ISAS["x86_64"])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert binding.supported_isas() == [*expected, "avx2", "sse2"]
+    monkeypatch.setattr(binding, "_CPUINFO", tmp_path / "nothing")
+    assert binding.supported_isas() == ["avx512", "avx2", "sse2"]
+
+
+def test_sources_are_compiled_for_the_instruction_sets_they_gain_from():
+    assert build.isa_of("threshold.c", "avx512bf16") == "avx512"
+    assert build.isa_of("bitmask_matmul.c", "avx512bf16") == "avx512bf16"
+    assert build.isa_of("threshold.c", "avx2") == "avx2"
 
 
 def test_an_instruction_set_the_compiler_did_not_know_is_not_offered():

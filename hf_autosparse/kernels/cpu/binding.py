@@ -12,19 +12,27 @@ from typing import Any
 import torch
 
 from ..environment import cache_directory
-from .build import BuildError, build, compiler, compiler_key, instruction_sets, library_name
+from .build import BuildError, build, compiler, compiler_key, instruction_sets, isa_of, library_name
 
+_CPUINFO = Path("/proc/cpuinfo")
 _PTR, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _Signature = tuple[Any, list[Any]]
 _SIGNATURES: dict[str, _Signature] = {
     "matmul": (_INT, [_PTR, _PTR, _PTR, _LONG, _PTR, _PTR, _INT]),
     "gradient": (_INT, [_PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT]),
+    "bitmask_matmul": (_INT, [_PTR, _INT, _PTR, _PTR, _LONG, _PTR, _INT]),
     "screen": (_LONG, [_PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _LONG, _LONG, _LONG, _INT, _LONG, _INT]),
     "forward": (None, [_PTR, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
     "backward": (_INT, [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _LONG, _LONG, _INT, _INT]),
 }
 _PLAN: _Signature = (_LONG, [_PTR, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR])
 _FILL: _Signature = (_INT, [_PTR, _PTR, _LONG, _LONG, _INT])
+_BITMASK: dict[str, _Signature] = {
+    "bitmask_plan": (None, [_PTR, _INT, _LONG, _LONG, _LONG, _LONG, _INT, _PTR, _PTR, _PTR, _PTR, _INT]),
+    "bitmask_fill": (None, [_PTR, _PTR, _INT, _LONG, _LONG, _INT]),
+    "bitmask_expand": (None, [_PTR, _LONG, _LONG, _PTR, _INT]),
+    "bitmask_align": (None, [_PTR, _LONG, _LONG, _PTR, _PTR, _INT]),
+}
 
 Function = Callable[..., Any]
 
@@ -44,6 +52,11 @@ class Library:
     screen: Function
     forward: Function
     backward: Function
+    bitmask_matmul: Function
+    bitmask_plan: Function
+    bitmask_fill: Function
+    bitmask_expand: Function
+    bitmask_align: Function
 
     @property
     def version(self) -> str:
@@ -83,12 +96,35 @@ def library_file() -> Path:
 
 
 def supported_isas() -> list[str]:
-    """What this processor can run of what the library is compiled for, best first. torch knows the processor."""
+    """What this processor can run of what the library is compiled for, best first.
+
+    torch knows the processor and what the system lets it use; what torch does not tell apart, Linux does.
+    """
     isas = list(instruction_sets())
-    if isas[0] == "sse2":
-        capability = torch.backends.cpu.get_cpu_capability()
-        isas = isas[: 3 if capability.startswith("AVX512") else 2 if capability == "AVX2" else 1]
-    return isas[::-1]
+    if isas[0] != "sse2":
+        return isas[::-1]
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith("AVX512"):
+        return ["avx2", "sse2"] if capability == "AVX2" else ["sse2"]
+    found = ["avx512", "avx2", "sse2"]
+    flags = processor_flags()
+    if {"avx512_vbmi2", "avx512_vnni"} <= flags:
+        found.insert(0, "avx512vbmi2")
+        if "avx512_bf16" in flags:
+            # On Intel's processors the product of bfloat16 pairs is slower than two of floats.
+            found.insert(1 if "GenuineIntel" in flags else 0, "avx512bf16")
+    return found
+
+
+def processor_flags() -> set[str]:
+    """What Linux says of the first processor: its maker and its abilities, as /proc/cpuinfo names them."""
+    found: set[str] = set()
+    if _CPUINFO.is_file():
+        for line in _CPUINFO.read_text().partition("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("vendor_id", "flags"):
+                found.update(value.split())
+    return found
 
 
 def bind(path: Path, isa: str) -> Library:
@@ -100,7 +136,9 @@ def bind(path: Path, isa: str) -> Library:
     """
     loaded = ctypes.CDLL(str(path))  # releases the GIL during calls
     functions = {"plan": ("autosparse_plan", _PLAN), "fill": ("autosparse_fill", _FILL)}
-    functions |= {name: (f"autosparse_{name}_{isa}", signature) for name, signature in _SIGNATURES.items()}
+    functions |= {name: (f"autosparse_{name}", signature) for name, signature in _BITMASK.items()}
+    for name, signature in _SIGNATURES.items():
+        functions[name] = f"autosparse_{name}_{isa_of(f'{name}.c', isa)}", signature
     bound: dict[str, Function] = {}
     for name, (symbol, (result, arguments)) in functions.items():
         try:

@@ -15,20 +15,27 @@ import tempfile
 from pathlib import Path
 
 _SOURCES = Path(__file__).parents[1] / "csrc"
-_ONCE = ("sparse_pack.c",)
-_PER_ISA = ("sparse_matmul.c", "sparse_gradient.c", "screen.c", "threshold.c")
+_ONCE = ("sparse_pack.c", "bitmask_pack.c")
+_PER_ISA = ("sparse_matmul.c", "sparse_gradient.c", "screen.c", "threshold.c", "bitmask_matmul.c")
 # -ffast-math would change results, and at link time it makes the whole process flush denormals.
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-_AVX2 = ("-mavx2", "-mfma")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq")
+_VBMI2 = (*_AVX512, "-mavx512vbmi2", "-mavx512vnni")
 # Machine -> name -> flags; the first runs on every machine of that kind, later ones are better, chosen when loading.
 _ISAS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "sse2": (),
         "avx2": _AVX2,
-        "avx512": (*_AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+        "avx512": _AVX512,
+        "avx512vbmi2": _VBMI2,
+        "avx512bf16": (*_VBMI2, "-mavx512bf16"),
     },
     "aarch64": {"neon": ()},
 }
+# An instruction set that only some sources gain from -> the one that the others are compiled for.
+_EXTENDS = {"avx512vbmi2": "avx512", "avx512bf16": "avx512"}
+_GAINING = ("bitmask_matmul.c",)
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _TIMEOUT = 300  # seconds, all objects together; it usually takes about five
 
@@ -41,6 +48,11 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     """Name -> compiler flags of the instruction sets to compile for on this kind of machine, best last."""
     machine = platform.machine().lower()
     return _ISAS.get(_MACHINES.get(machine, machine), {"generic": ()})
+
+
+def isa_of(source: str, isa: str) -> str:
+    """The instruction set that a source is compiled for where `isa` is chosen."""
+    return isa if source in _GAINING else _EXTENDS.get(isa, isa)
 
 
 def library_name() -> str:
@@ -95,7 +107,8 @@ def build(target: Path) -> None:
 def _compile(command: list[str], scratch: Path, openmp: list[str]) -> Path:
     isas = instruction_sets()
     baseline = next(iter(isas))
-    jobs = [(source, baseline) for source in _ONCE] + [(source, isa) for isa in isas for source in _PER_ISA]
+    jobs = [(source, baseline) for source in _ONCE]
+    jobs += [(source, isa) for isa in isas for source in _PER_ISA if isa_of(source, isa) == isa]
     running = []
     for source, isa in jobs:
         result = scratch / f"{source}-{isa}.o"
