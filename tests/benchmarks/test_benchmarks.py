@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import learned_weights, measuring, rivals
+from benchmarks import bitmask_matmul, learned_weights, measuring, rivals
 from benchmarks.sparse_matmul import crossover
 from hf_autosparse import kernels
 
@@ -55,3 +55,7 @@ def test_rivals_compute_the_same_and_those_that_are_missing_are_named():
     assert missing == {"absent": "not installed: a_package_that_nobody_has"}
     with pytest.raises(AssertionError, match="wrong is wrong by 1.00e\\+00"):
         rivals.prepared({"wrong": wrong}, weights, torch.randn(3, 16))
+
+
+def test_a_processor_names_its_file():
+    assert bitmask_matmul.slug("Intel(R) Xeon(R) CPU @ 2.00GHz") == "intel_r_xeon_r_cpu_2_00ghz"
