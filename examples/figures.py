@@ -1,4 +1,4 @@
-"""Draw the paper's Figures 1a and 1b (arXiv 2304.06941) from runs of one's own.
+"""Draw the paper's Figures 1a and 1b (arXiv 2304.06941) from your own runs.
 
     python -m examples.figures runs/readme runs/other --output figures
 

@@ -78,7 +78,7 @@ def report(
 ) -> None:
     """Show how sparse each layer of a saved model is.
 
-    Works on any model in safetensors, whoever pruned it, plain or packed; the model is not loaded.
+    Works on any model in safetensors, pruned by any tool, plain or packed; the model is not loaded.
 
     \b
     Examples:

@@ -1,8 +1,9 @@
-"""The words of a model card: each section from what was measured. Whoever mends a sentence touches this file alone."""
+"""The words of a model card: each section from what was measured. A change of wording is a change of this file only."""
 
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 import yaml
 
-from ..methods import SparseConfig
+from ..methods import SparseConfig, method_of
 from ..reports.layer_names import layer_type
 from ..reports.sparsity import LayerRow, SparsityReport
 from ..utils.version import __version__
@@ -142,11 +143,15 @@ def _configuration(config: SparseConfig | None) -> str:
         return ""
     versions = f"hf_autosparse {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
     return (
-        f"## Sparse training\n\nThe `{type(config).__name__}` of the run (method of"
-        " [AutoSparse, arXiv 2304.06941](https://arxiv.org/abs/2304.06941)):\n\n"
+        f"## Sparse training\n\nThe `{type(config).__name__}` of the run ({_linked(method_of(config).reference)}):\n\n"
         f"```yaml\n{yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).strip()}\n```\n\n"
         f"Written by {versions}, Python {platform.python_version()}."
     )
+
+
+def _linked(reference: str) -> str:
+    """A reference with its arXiv number as a link."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", reference)
 
 
 def loading_section(loading: Loading) -> str:

@@ -1,4 +1,4 @@
-"""What a run or a model measured: figures and facts, no wording. The card, and whoever wants them, start from these."""
+"""What a run or a model measured: figures and facts, no wording. The card starts from these."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def theoretical_flops(trajectory: Trajectory | None, report: SparsityReport) -> 
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters of the model as it is deployed: thresholds and the like do not count, tied weights count once."""
+    """Parameters of the model as it is deployed: a sparsifier's parameters do not count, tied weights count once."""
     return sum(parameter.numel() for parameter in plain_parameters(model).values())
 
 

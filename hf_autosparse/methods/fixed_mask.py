@@ -34,7 +34,7 @@ class FixedMaskConfig(SparseConfig):
 class FixedMask(MaskedSparsifier):
     """The mask is `w != 0` when `sparsify` is called: zeros stay zeros, all else trains.
 
-    For fine-tuning any pruned checkpoint, whoever pruned it. Pruned weights get no gradient. The sparsity is given, so
+    For fine-tuning any pruned checkpoint, pruned by any tool. Pruned weights get no gradient. The sparsity is given, so
     nothing is annealed or guarded.
     """
 

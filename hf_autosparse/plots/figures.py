@@ -1,6 +1,6 @@
 """Figures to look at: sparsity over training, sparsity by layer, inference FLOPs by layer. Needs the extra `plots`.
 
-Each comes in two forms: `..._figure(data)` returns matplotlib's Figure, for notebooks and changes of one's own, and
+Each comes in two forms: `..._figure(data)` returns matplotlib's Figure, for notebooks and your own changes, and
 `plot_...(data, path)` writes it as .png, .svg or .pdf and returns the path.
 """
 

@@ -1,4 +1,4 @@
-"""Report on any saved model with zeros, whoever made it, without loading its class and in bounded memory."""
+"""Report on any saved model with zeros, made by any tool, without loading its class and in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .trajectory import Moment, Trajectory
 
 # A padding row of an embedding, or small values that bfloat16 rounds to 0, do not make a layer sparse.
 LEAST_SPARSITY = 0.01
-_THRESHOLD = ".sparsifier.threshold"
+_THRESHOLD = ".sparsifier.threshold"  # the end of a threshold's name in the native state
 _NO_MATRIX = "no weight matrix (bias, norm, ...)"
 
 

@@ -91,7 +91,7 @@ class HubMixin(TrainerBase):
             card.save(draft)
 
     def _tagged(self, model: torch.nn.Module) -> torch.nn.Module:
-        """A model of transformers carries its tags to the Hub whoever pushes it."""
+        """Add tags to a model of transformers: it carries them to the Hub, also when another tool pushes it."""
         add_tags = getattr(model, "add_model_tags", None)
         if add_tags is not None:
             add_tags(tags(self.sparse_config))

@@ -61,7 +61,7 @@ class TrajectoryRecorder(TrainerCallback):
         """Takes the MACs of each layer, for one example, from the forward pass on `batch` inside the block.
 
         The forward is the training's own, so there is none that could fail or cost time. Where it shows nothing (no
-        tensor in the batch, a `training_step` of one's own), the trajectory's `layers` stay empty.
+        tensor in the batch, an overridden `training_step`), the trajectory's `layers` stay empty.
         """
         self.awaits_costs = False
         with count_macs(model) as macs:

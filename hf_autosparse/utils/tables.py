@@ -1,4 +1,4 @@
-"""Tables as text: for `print`, a terminal or a pipe, whoever chose the names in them."""
+"""Tables as text: for `print`, a terminal or a pipe; names in them may hold any characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNBOUNDED = 100_000  # a width at which nothing is folded
 
 
 def printable(text: str) -> str:
-    """The text with control characters, line breaks and the like escaped: a tensor's name may hold any."""
+    """The text with control characters and line breaks escaped: a tensor's name may hold any."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
