@@ -50,10 +50,15 @@ class AutoSparseCallback(TrainerCallback):
         assert self._training is not None, "Trainer calls on_train_begin first"
         return self._training
 
+    def _epoch(self, state: TrainerState) -> float | None:
+        """Epochs done; None without a length: Trainer counts each pass through a short stream as an epoch, whereas the
+        run is one."""
+        return None if self._driver.steps_per_epoch is None else state.epoch or 0.0
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._driver.begin_step(state.epoch or 0.0)
+        self._driver.begin_step(self._epoch(state))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,7 +74,7 @@ class AutoSparseCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert optimizer is not None
-        self._driver.end_step(optimizer, state.epoch or 0.0)
+        self._driver.end_step(optimizer, self._epoch(state))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -9,13 +9,35 @@ from torch import Tensor, nn
 
 from ..layers.crossover import measure_layers
 from ..layers.sparsify import sparse_layers
-from ..methods import Annealing, Progress, Target
+from ..methods import Annealing, Progress, SparseConfig, Target
 from ..utils.validation import check_count
 from .target import hold_target
 
 logger = logging.getLogger(__name__)
 
 GUARD_INTERVAL = 10  # optimizer steps: a check reads every weight, and a threshold moves little in ten steps
+
+
+def check_single_epoch(config: SparseConfig) -> None:
+    """Check settings for a training set without a length: the run is one epoch, so none may count several.
+
+    Raises:
+        ValueError: names the setting, and what to use.
+    """
+    if not isinstance(config, Annealing):
+        return
+    if config.alpha_update == "epoch" and config.alpha_schedule != "fixed":
+        raise ValueError(
+            "alpha_update='epoch' needs a training set with a length (steps_per_epoch): without one, use"
+            " alpha_update='step'"
+        )
+    for name in ("alpha_epochs", "alpha_zero_epoch"):
+        epochs = getattr(config, name)
+        if epochs is not None and epochs > 1:
+            raise ValueError(
+                f"{name} = {epochs} needs a training set with a length (steps_per_epoch): without one, the run is one"
+                " epoch, so give a share of it, at most 1"
+            )
 
 
 class SparseTraining:
@@ -54,7 +76,7 @@ class SparseTraining:
 
     Raises:
         ValueError: the model has no sparse layer, or layers with different configurations; a number is out of range;
-            `alpha_update="epoch"` without `steps_per_epoch`.
+            `alpha_update="epoch"`, or more than one epoch of alpha, without `steps_per_epoch`.
     """
 
     def __init__(
@@ -82,12 +104,8 @@ class SparseTraining:
         check_count("start_step", start_step, low=0)
         if steps_per_epoch is not None:
             check_count("steps_per_epoch", steps_per_epoch)
-        elif isinstance(self.config, Annealing) and self.config.alpha_update == "epoch":
-            if self.config.alpha_schedule != "fixed":
-                raise ValueError(
-                    "alpha_update='epoch' needs a training set with a length (steps_per_epoch): without one, use"
-                    " alpha_update='step'"
-                )
+        else:
+            check_single_epoch(self.config)
         self.steps, self.step, self.accumulation = steps, start_step, accumulation
         self.steps_per_epoch = steps_per_epoch
         self._in_step = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from ..methods import AutoSparseConfig, LearnedParameters, SparseConfig
 from ..reports.trajectory import Trajectory
 from . import checkpoint
 from ._trainer_compat import prepared_inputs, run_directory, tracker_callbacks
+from .arguments import check_arguments, check_bases, check_trainable, check_training_set
 from .callbacks import AutoSparseCallback
 from .checkpoint_parts import (
     CheckpointPart,
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 class AutoSparseMixin(LossMixin, HubMixin):
     """Put before a Trainer class: `class MyTrainer(AutoSparseMixin, SFTTrainer)`.
 
+    Pass everything by keyword, as each Trainer class has an order of its own:
+    `MyTrainer(model=model, args=args, sparse_config=config, train_dataset=data)`.
+
     Args:
         model: a dense model, sparsified in place, or one that `sparsify` already treated.
         args: the Trainer's arguments.
@@ -65,24 +69,25 @@ class AutoSparseMixin(LossMixin, HubMixin):
 
     draws_plots = True  # set it to False, on a trainer or in a subclass, to save models without pictures
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_bases(cls, AutoSparseMixin)
+
     def __init__(
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         sparse_config: SparseConfig | None = None,
+        *others: Never,
         **kwargs: Any,
     ):
-        if not isinstance(sparse_config, SparseConfig | None):
-            raise TypeError(
-                f"sparse_config = {sparse_config!r}: expected a configuration such as AutoSparseConfig(); turn a dict"
-                " into one with SparseConfig.from_dict"
-            )
-        if isinstance(model, str):
-            raise TypeError(f"model = {model!r}: load it first (from_pretrained), AutoSparse trainers take a module")
+        check_arguments(self, model, args, sparse_config, others)
         self._sparse_config = sparse_config
         if model is not None:
             model = self._sparsified(model)
-        super().__init__(model, args, **kwargs)
+        super().__init__(model=model, args=args, **kwargs)
+        check_trainable(self.model)
+        check_training_set(self.train_dataset, self.sparse_config)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "AutoSparse trainers run in one process or under DDP; FSDP and DeepSpeed are not supported"
@@ -126,6 +131,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
     # ---- Optimizer ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        check_trainable(self.model)  # once more: what was frozen since the trainer was made
         thresholds = list(sparsifier_parameters(self.model if model is None else model).values())
         ids = {id(p) for p in thresholds}
         if self.optimizer is not None:
@@ -333,9 +339,10 @@ class AutoSparseTrainer(AutoSparseMixin, Trainer):
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         sparse_config: SparseConfig | None = None,
+        *others: Never,
         **kwargs: Unpack[TrainerOptions],
     ):
-        super().__init__(model, args, sparse_config, **kwargs)
+        super().__init__(model, args, sparse_config, *others, **kwargs)
 
 
 class AutoSparseSeq2SeqTrainer(AutoSparseMixin, Seq2SeqTrainer):
@@ -346,6 +353,7 @@ class AutoSparseSeq2SeqTrainer(AutoSparseMixin, Seq2SeqTrainer):
         model: nn.Module | None = None,
         args: Seq2SeqTrainingArguments | None = None,
         sparse_config: SparseConfig | None = None,
+        *others: Never,
         **kwargs: Unpack[Seq2SeqTrainerOptions],
     ):
-        super().__init__(model, args, sparse_config, **kwargs)
+        super().__init__(model, args, sparse_config, *others, **kwargs)
