@@ -70,11 +70,6 @@ def test_default_config_and_already_sparse_model(tmp_path):
         AutoSparseTrainer(model, tiny_arguments(tmp_path), AutoSparseConfig())
 
 
-def test_a_dict_is_no_configuration(tmp_path):
-    with pytest.raises(TypeError, match="sparse_config = {'method': 'rigl'}: expected .*SparseConfig.from_dict"):
-        AutoSparseTrainer(tiny_translator(), tiny_arguments(tmp_path), {"method": "rigl"})
-
-
 def test_model_given_by_name_is_refused(tmp_path):
     with pytest.raises(TypeError, match="model = 'gpt2': load it first"):
         AutoSparseTrainer("gpt2", tiny_arguments(tmp_path))
@@ -325,28 +320,6 @@ def test_non_finite_loss_names_the_first_bad_output(tmp_path):
     trainer.model.model.encoder.layers[0].fc2.register_forward_hook(lambda module, args, output: output * 1e10)
     with pytest.raises(FloatingPointError, match=r"output of layer model\.encoder\.layers\.0\.fc2"):
         trainer.train()
-
-
-def test_training_set_without_length_needs_annealing_by_step(tmp_path):
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(tiny_pairs(40))
-
-    for update, fails in (("epoch", True), ("step", False)):
-        alphas = Alphas()
-        trainer = AutoSparseTrainer(
-            tiny_translator(),
-            tiny_arguments(tmp_path, max_steps=5),
-            AutoSparseConfig(**SPARSE, alpha_update=update),
-            train_dataset=Stream(),
-            callbacks=[alphas],
-        )
-        if fails:
-            with pytest.raises(ValueError, match="use alpha_update='step'"):
-                trainer.train()
-        else:
-            trainer.train()
-            assert alphas.seen == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
 
 
 # ---- What is written ----
