@@ -112,6 +112,11 @@ class Sparsifier(nn.Module):
             gradient /= torch.distributed.get_world_size()
         return gradient
 
+    def gradient_at_growth(self) -> Tensor | None:
+        """The gradient of the effective weight that the last `end_step` grew weights by, and forget it; None where it
+        grew by something else."""
+        return None
+
     @torch.no_grad()
     def limit_sparsity(self, weight: Tensor, maximum: float) -> None:
         """Bring the sparsity down to `maximum`. Called where it has passed `config.sparsity_limit`."""

@@ -29,6 +29,7 @@ class RigL(SET):
 
     reference = "Evci et al. 2020, Rigging the Lottery, arXiv 1911.11134"
     config: RigLConfig
+    _at_growth: Tensor | None = None
     _dense_share = 0.0  # the share of the steps that needs a dense gradient
 
     def needs_gradient(self, progress: Progress) -> bool:
@@ -45,4 +46,11 @@ class RigL(SET):
 
     def growth_score(self, weight: Tensor, progress: Progress) -> Tensor | None:
         gradient = self.take_gradient(weight)
-        return gradient.abs() if gradient.any() else None
+        if not gradient.any():
+            return None
+        self._at_growth = gradient
+        return gradient.abs()
+
+    def gradient_at_growth(self) -> Tensor | None:
+        gradient, self._at_growth = self._at_growth, None
+        return gradient

@@ -57,6 +57,9 @@ class SNFS(SET):
     def growth_score(self, weight: Tensor, progress: Progress) -> Tensor:
         return self.momentum.abs()
 
+    def gradient_at_growth(self) -> Tensor:
+        return self.momentum
+
     def end_step(self, weight: nn.Parameter, progress: Progress) -> Tensor | None:
         if self.needs_gradient(progress):
             self.momentum.lerp_(self.take_gradient(weight).float(), 1.0 - self.config.momentum)

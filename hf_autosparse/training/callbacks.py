@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import has_length
 
 from .driver import SparseTraining
+from .optimizers import check_optimizer
 
 
 class AutoSparseCallback(TrainerCallback):
@@ -29,6 +30,7 @@ class AutoSparseCallback(TrainerCallback):
         control: TrainerControl,
         model: nn.Module | None = None,
         train_dataloader: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None
@@ -44,6 +46,8 @@ class AutoSparseCallback(TrainerCallback):
             accumulation=accumulation,
             start_step=state.global_step,
         )
+        if optimizer is not None:
+            check_optimizer(optimizer, self._training.layers.values())
 
     @property
     def _driver(self) -> SparseTraining:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers.crossover import measure_layers
 from ..layers.sparsify import sparse_layers
 from ..methods import Annealing, Progress, SparseConfig, Target
 from ..utils.validation import check_count
+from .grown import start_optimizer_state
+from .optimizers import check_optimizer
 from .target import hold_target
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class SparseTraining:
         self.steps, self.step, self.accumulation = steps, start_step, accumulation
         self.steps_per_epoch = steps_per_epoch
         self._in_step = False
+        self._checked_optimizer = False
         self._warned: set[str] = set()
         measure_layers(self.layers.values())
 
@@ -138,21 +141,26 @@ class SparseTraining:
         """Called after the optimizer's step.
 
         Args:
-            optimizer: has the model's weights; what it remembers of newly grown ones is set to 0.
+            optimizer: has the model's weights; what it remembers of newly grown ones starts over.
             epoch: epochs done with this step, where the loop counts them itself.
 
         Raises:
             RuntimeError: `begin_step` was not called.
+            ValueError: the optimizer does not suit the method.
             FloatingPointError: names the layers whose sparsifier holds NaN or infinity.
         """
         self._check_in_step("end_step")
+        if not self._checked_optimizer:
+            check_optimizer(optimizer, self.layers.values())
+            self._checked_optimizer = True
         self._in_step = False
         self.step += 1
         progress = self._progress(epoch)
         for layer in self.layers.values():
             grown = layer.end_step(progress)
             if grown is not None:
-                reset_optimizer_state(optimizer, layer.weight, grown)
+                kept = layer.sparsifier.mask(layer.weight) & ~grown
+                start_optimizer_state(optimizer, layer.weight, grown, kept, layer.sparsifier.gradient_at_growth())
         config = self.config
         if isinstance(config, Target) and config.target_sparsity is not None:
             hold_target(self.layers.values(), config.target_sparsity, config.target_ramp, progress)
@@ -211,13 +219,3 @@ class SparseTraining:
     def _check_in_step(self, name: str) -> None:
         if not self._in_step:
             raise RuntimeError(f"{name}() without an open step: call begin_step() before the step's first forward pass")
-
-
-def reset_optimizer_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, grown: Tensor) -> None:
-    """Zero what the optimizer remembers of newly grown weights: momentum (SGD), both moments (Adam family).
-
-    State that is not shaped like the weight (step counts) is the layer's and stays.
-    """
-    for value in optimizer.state.get(weight, {}).values():
-        if isinstance(value, Tensor) and value.shape == weight.shape:
-            value.masked_fill_(grown, 0)
