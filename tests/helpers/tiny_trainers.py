@@ -27,6 +27,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_autosparse import AutoSparseConfig, AutoSparseMixin
+
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = ["<pad>", "<eos>", "<unk>", "<cls>", "<mask>"]
 SIZE = {
@@ -216,6 +218,28 @@ RECIPES = {
         st.SparseEncoderTrainer, st.SparseEncoderTrainingArguments, splade_model, ("anchor", "positive")
     ),
     "CrossEncoder": Recipe(
-        st.CrossEncoderTrainer, st.CrossEncoderTrainingArguments, cross_encoder, ("query", "answer", "label")
+        st.CrossEncoderTrainer,
+        st.CrossEncoderTrainingArguments,
+        cross_encoder,
+        ("query", "answer", "label"),
+        {"ddp_find_unused_parameters": False},  # without it the stock trainer fails in two processes
     ),
 }
+
+# T = sigmoid(-80) = 1.8e-35: each effective weight equals its weight to the bit.
+DENSE = AutoSparseConfig(threshold_init=-80.0, alpha_update="step")
+ADDED = {"sparsity", "alpha", "mean_threshold", "layers_at_guard"}  # by our trainers, to the logs
+
+
+def sparse(recipe: Recipe) -> type[Trainer]:
+    """The recipe's trainer with the mixin before it."""
+    return type(f"Sparse{recipe.trainer.__name__}", (AutoSparseMixin, recipe.trainer), {"draws_plots": False})
+
+
+def figures(trainer: Trainer) -> list[dict[str, Any]]:
+    """The log without what our trainers add, what measures time, and FLOPs, which count thresholds as parameters."""
+    ignored = ("time", "per_second", "total_flos")
+    return [
+        {key: value for key, value in entry.items() if key not in ADDED and not any(word in key for word in ignored)}
+        for entry in trainer.state.log_history
+    ]

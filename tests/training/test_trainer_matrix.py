@@ -5,38 +5,37 @@ docs/compatibility.md lists what is shown here.
 """
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import CallbackHandler
 
-from hf_autosparse import AutoSparseConfig, AutoSparseMixin, sparse_layers, sparsity
+from hf_autosparse import AutoSparseConfig, sparse_layers, sparsity
 from hf_autosparse.layers.sparsify import deployable_state_dict, plain_parameters
+from paths import HELPERS, PYTHONPATH
 
 pytest.importorskip("trl")
 pytest.importorskip("sentence_transformers")
 peft = pytest.importorskip("peft")
 tiny_trainers = importlib.import_module("tiny_trainers")
-RECIPES, table = tiny_trainers.RECIPES, tiny_trainers.table
-TAKES_NO_STREAM = {"CrossEncoder"}  # say the stock trainers
+ADDED, DENSE, RECIPES = tiny_trainers.ADDED, tiny_trainers.DENSE, tiny_trainers.RECIPES
+figures, sparse, table = tiny_trainers.figures, tiny_trainers.sparse, tiny_trainers.table
+TAKES_NO_STREAM = {"CrossEncoder"}  # says the stock trainer
 
 pytestmark = [
     # TRL 1.16 uses names that transformers 5.23 deprecates.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
-# T = sigmoid(-80) = 1.8e-35: each effective weight equals its weight to the bit.
-DENSE = AutoSparseConfig(threshold_init=-80.0, alpha_update="step")
 SPARSE = AutoSparseConfig(
     threshold_init={"sparsity": 0.5}, alpha_init=0.5, alpha_schedule="linear", alpha_update="step"
 )
-ADDED = {"sparsity", "alpha", "mean_threshold", "layers_at_guard"}  # by our trainers, to the logs
 EVALUATED_AND_SAVED = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-
-
-def sparse(recipe):
-    return type(f"Sparse{recipe.trainer.__name__}", (AutoSparseMixin, recipe.trainer), {"draws_plots": False})
 
 
 class Recorder(TrainerCallback):
@@ -63,15 +62,6 @@ def _event(name):
 for _name in vars(CallbackHandler):
     if _name.startswith("on_") and _name != "on_train_begin":
         setattr(Recorder, _name, _event(_name))
-
-
-def figures(trainer):
-    """The log without what our trainers add, what measures time, and FLOPs, which count thresholds as parameters."""
-    ignored = ("time", "per_second", "total_flos")
-    return [
-        {key: value for key, value in entry.items() if key not in ADDED and not any(word in key for word in ignored)}
-        for entry in trainer.state.log_history
-    ]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -157,6 +147,24 @@ def test_a_stream_is_trained_on_as_by_the_stock_trainer_or_refused_when_the_trai
     ours = run(sparse(recipe), sparse_config=DENSE)
     ours.train()
     assert figures(ours) == figures(stock)
+
+
+# ---- Two processes ----
+
+
+def test_two_processes_equal_the_stock_trainers_in_two_processes(tmp_path):
+    for name, recipe in RECIPES.items():
+        recipe.model(tmp_path / name / "base")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += [str(HELPERS / "trainers_worker.py"), str(tmp_path), *RECIPES]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == list(RECIPES)
+    for name, (stock, ours) in results.items():
+        assert stock["processes"] == 2 and len(stock["figures"]) == 3, name
+        assert ours == stock, name
 
 
 # ---- PEFT: the base is frozen, so nothing of it can be made sparse ----
