@@ -104,7 +104,7 @@ class Streamed(Storage):
             raise self._lacking(missing, unit.name)
 
     def finish(self, unit: Unit, rows: list[PrunedLayer]) -> None:
-        self._save(unit.name)
+        self._write_unit(unit.name)
         self._rows[unit.name] = rows
         self._write_state()
 
@@ -115,7 +115,7 @@ class Streamed(Storage):
                     module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
     def publish(self, report: PruneReport) -> None:
-        self._save(_OUTSIDE)
+        self._write_unit(_OUTSIDE)
         weight_map: dict[str, str] = {}
         total = 0
         for name in [_OUTSIDE, *self._units]:
@@ -192,7 +192,7 @@ class Streamed(Storage):
         if problems:
             raise ValueError(f"{self._source} cannot be loaded: {problems[0]}")
 
-    def _save(self, unit: str) -> None:
+    def _write_unit(self, unit: str) -> None:
         """Write the unit's tensors as its shard, named as in the source."""
         from transformers.core_model_loading import revert_weight_conversion
 
