@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.loss.loss_utils import (
+    ForCausalLMLoss,
+    ForMaskedLMLoss,
+    ForSequenceClassificationLoss,
+    ForTokenClassification,
+)
 from transformers.utils.hub import PushInProgress
 
 if TYPE_CHECKING:
@@ -71,6 +76,15 @@ def divides_by_accumulation_steps(trainer: Trainer, num_items_in_batch: Any) -> 
         counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
         scaled = counted or trainer.compute_loss_func is not None
     return not scaled
+
+
+def known_loss_function(model: nn.Module) -> bool:
+    """Whether `model.loss_function` is one of transformers' that are the mean over all labels other than -100.
+
+    `loss_function` and these four are in 5.17 and all since. Can go when a model tells how its loss is reduced.
+    """
+    known = (ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss, ForTokenClassification)
+    return isinstance(model, PreTrainedModel) and model.loss_function in known
 
 
 def shifts_labels(model: nn.Module) -> bool:

@@ -1,8 +1,10 @@
-"""The loss of a training step: the mean over the label tokens of the global batch, for every model.
+"""The loss of a training step: the mean over the labels of the global batch, where a model computes such a mean.
 
-A model that is not given `num_items_in_batch` returns the mean over the labels of one micro-batch. It is multiplied by
+`label_mean.py` tells which models those are; for all others Trainer computes and scales the loss. A model that is not
+given `num_items_in_batch` returns the mean over the labels of one micro-batch. It is multiplied by
 the micro-batch's share of the labels of all batches that make up an optimizer step, in all processes; the sum of these
-is the mean over all labels: 8 accumulated batches of 1 = 1 batch of 8 = 2 processes with 4 each.
+is the mean over all labels: 8 accumulated batches of 1 = 1 batch of 8 = 2 processes with 4 each. A micro-batch without
+a label contributes 0.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ._trainer_compat import TrainerBase, divides_by_accumulation_steps, shifts_labels
-
-IGNORED_LABEL = -100
+from .label_mean import IGNORED_LABEL, innermost, is_mean_over_labels
 
 
 class LossMixin(TrainerBase):
-    """Weights losses by tokens where the loss is Trainer's own. A part of `AutoSparseMixin`.
+    """Weights losses by tokens where they are known to be means over tokens. A part of `AutoSparseMixin`.
 
     A trainer with a `compute_loss` of its own below this one (`SFTTrainer`, `DPOTrainer`), or a `compute_loss_func`,
     normalises by itself: both get what they get from Trainer. A subclass that overrides `compute_loss` gets Trainer's
@@ -35,9 +36,11 @@ class LossMixin(TrainerBase):
     def _prepare_loss(self) -> None:
         """Look at what the constructor was given: who computes the loss, and which labels it counts."""
         is_trainers_own = getattr(super().compute_loss, "__func__", None) is Trainer.compute_loss
-        # DataParallel counts in its own way.
-        self._weights_tokens = is_trainers_own and self.compute_loss_func is None and self.args.n_gpu <= 1
-        self._labels_are_shifted = shifts_labels(self.model)
+        model = innermost(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        # Trainer's label smoothing is such a mean. DataParallel counts in its own way.
+        is_mean = self.label_smoother is not None or is_mean_over_labels(model)
+        self._weights_tokens = is_trainers_own and self.compute_loss_func is None and self.args.n_gpu <= 1 and is_mean
+        self._labels_are_shifted = shifts_labels(model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -82,6 +85,11 @@ class LossMixin(TrainerBase):
         finally:
             self._loss_scale = None
 
+    def _has_no_label(self, batch: Any) -> bool:
+        """Whether all labels of a batch are -100: a mean over none of them is NaN, and its gradients are 0."""
+        tokens = self._tokens(batch)
+        return tokens is not None and tokens.item() == 0
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -98,6 +106,9 @@ class LossMixin(TrainerBase):
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-        weight = tokens / self._step_tokens * self._loss_scale
+        weight = tokens / self._step_tokens.clamp(min=1) * self._loss_scale
         result = super().compute_loss(model, inputs, return_outputs=return_outputs)
-        return (result[0] * weight, result[1]) if isinstance(result, tuple) else result * weight
+        loss, *outputs = result if isinstance(result, tuple) else (result,)
+        # Selected, not multiplied: the mean over no label is NaN.
+        weighted = torch.where(tokens > 0, loss * weight, torch.zeros_like(loss))
+        return (weighted, outputs[0]) if outputs else weighted

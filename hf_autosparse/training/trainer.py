@@ -62,12 +62,14 @@ class AutoSparseMixin(LossMixin, HubMixin):
         **kwargs: everything else the Trainer takes.
 
     What it changes: thresholds are an optimizer group of their own; the loss is the mean over all tokens of the global
-    batch for every model (8 x 1 accumulated = 1 x 8 = 2 processes), unless the Trainer class computes a loss of its
-    own; evaluation uses folded weights; every written `model.safetensors` is the model that was evaluated; checkpoints
+    batch (8 x 1 accumulated = 1 x 8 = 2 processes) for models whose own loss is the mean over the tokens of a batch,
+    unless the Trainer class computes a loss of its own; evaluation uses folded weights; every written `model.safetensors` is the model that was evaluated; checkpoints
     are whole or not taken; a non-finite loss stops.
     """
 
-    draws_plots = True  # set it to False, on a trainer or in a subclass, to save models without pictures
+    # Set these to False, on a trainer or in a subclass:
+    draws_plots = True  # to save models without pictures
+    stops_on_non_finite_loss = True  # to leave a loss that is NaN or infinite to Trainer and logging_nan_inf_filter
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -167,12 +169,22 @@ class AutoSparseMixin(LossMixin, HubMixin):
     ) -> Tensor:
         self._first_batch = inputs if self._recorder.awaits_costs else None
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
+        if self._stops and not torch.isfinite(loss):
+            if self._has_no_label(inputs) and self._gradients_are_finite():
+                return torch.zeros_like(loss)
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {self.state.global_step + 1}; first non-finite in:"
                 f" {self._first_non_finite(inputs)}. Lower the learning rate, or threshold_lr if it is a threshold"
             )
         return loss
+
+    @property
+    def _stops(self) -> bool:
+        """Whether a non-finite loss is an error: the scaler of fp16 skips such steps by itself."""
+        return self.stops_on_non_finite_loss and self.accelerator.scaler is None
+
+    def _gradients_are_finite(self) -> bool:
+        return all(p.grad.isfinite().all() for p in self.model.parameters() if p.grad is not None)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Wraps the forward of a training step; the first one also measures the layers' MACs for the trajectory."""

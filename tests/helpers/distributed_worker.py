@@ -21,6 +21,10 @@ def run(output_dir: str, batch: int, stop: int | None, resume: bool, method: str
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0  # processes draw different dropout masks
+    pairs = tiny_pairs(40)
+    if method == "fixed_mask":  # every third example has lost its labels
+        for pair in pairs[::3]:
+            pair["labels"] = torch.full_like(pair["labels"], -100)
     trainer = AutoSparseTrainer(
         model,
         tiny_arguments(
@@ -35,7 +39,7 @@ def run(output_dir: str, batch: int, stop: int | None, resume: bool, method: str
             ddp_find_unused_parameters=False,
         ),
         CONFIGS[method],
-        train_dataset=tiny_pairs(40),
+        train_dataset=pairs,
         callbacks=[StopAt(stop)] if stop else [],
     )
     trainer.train(resume_from_checkpoint=resume or None)
