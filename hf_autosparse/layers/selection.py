@@ -13,7 +13,7 @@ from ..methods import SparseConfig, method_of
 from .adapters import adapter_layers
 from .kinds import dense_kind_of, require_kind
 from .quantised import quantised_weight
-from .sparse import SparseLayer
+from .sparse import REMEDY, SparseLayer, own_forward
 
 
 @dataclass
@@ -31,6 +31,12 @@ class Selection:
     unsuited: dict[str, str] = field(default_factory=dict)
 
 
+def some_names(names: Sequence[str]) -> str:
+    """Names for a message: the first three, and how many more follow."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
 def qualified(module_name: str, attribute: str) -> str:
     """The full name of a module's attribute; the root module has the name ""."""
     return f"{module_name}.{attribute}" if module_name else attribute
@@ -40,7 +46,7 @@ def select_layers(model: nn.Module, config: SparseConfig) -> Selection:
     """Apply the first/last rule, the patterns and the technical limits to every weight of two or more dimensions.
 
     Raises:
-        ValueError: a pattern matches no layer, or no layer is left.
+        ValueError: a pattern matches no layer, no layer is left, or a layer has a forward of its own.
     """
     selection = Selection()
     candidates: dict[str, nn.Module] = {}
@@ -73,6 +79,8 @@ def select_layers(model: nn.Module, config: SparseConfig) -> Selection:
         reasons = [f"{name}: {reason}" for name, reason in selection.dense.items()] or [_without_matrix(model)]
         listed = "".join(f"\n  {reason}" for reason in reasons)
         raise ValueError(f"no layer of {type(model).__name__} is left to sparsify:{listed}")
+    if hooked := [name for name, module in selection.sparse.items() if own_forward(module)]:
+        raise ValueError(f"{some_names(hooked)} has{REMEDY}, or list such layers in dense_modules")
     return selection
 
 

@@ -30,6 +30,7 @@ class SparseLayer(nn.Module):
             decoding calls a layer hundreds of times with a weight that does not change.
         open_step: what the forwards of the current optimizer step share; None outside a step, and where they share
             nothing.
+        is_deployed: whether the layer's state dict holds the effective weight (see `saving.deployed`).
     """
 
     kind: ClassVar[kinds.LayerKind]
@@ -38,6 +39,7 @@ class SparseLayer(nn.Module):
     sparsifier: Sparsifier
     folded: Tensor | None = None
     open_step: OpenStep | None = None
+    is_deployed: bool = False
 
     # ---- The optimizer step ----
 
@@ -159,8 +161,26 @@ kinds.CONV2D.add_form("sparse", SparseConv2d)
 kinds.CONV1D.add_form("sparse", "hf_autosparse.layers.sparse_conv1d:SparseConv1D")
 
 
+def own_forward(layer: nn.Module) -> bool:
+    """Whether the instance has a forward of its own, which Python finds before that of its class.
+
+    That of its class, bound to it, is none: accelerate leaves it behind where it removes a hook.
+    """
+    forward = vars(layer).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(layer).forward
+
+
+REMEDY = (
+    " a forward of its own, set by a hook (a device map or offloading of accelerate, tensor parallelism, a profiler):"
+    " the layer would compute with it and train dense. Load the model without device_map, offloading and tp_plan, or"
+    " call accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+)
+
+
 def make_sparse(layer: nn.Module, sparsifier: Sparsifier) -> SparseLayer:
     """Turn a plain layer into its sparse form, in place, and return it."""
+    if not own_forward(layer):
+        vars(layer).pop("forward", None)  # bound to the plain class
     kinds.swap_in(layer, "sparse")
     sparse = cast(SparseLayer, layer)
     sparse.sparsifier = sparsifier

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..methods import SparseConfig, Sparsifier, method_of
+from ..methods import SparseConfig, method_of
 from .kinds import kind_of, require_kind, weight_of
-from .selection import qualified, select_layers
+from .saving import save_as_before, save_deployed
+from .selection import select_layers
 from .sparse import SparseLayer, make_plain, make_sparse
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
     """Make the layers that `config` selects sparse, in place, and return the model.
 
     Create the optimizer afterwards: the layers gain parameters. `sparsity_report(model)` shows what was left dense,
-    and why.
+    and why. `model.save_pretrained` writes effective weights from now on; `model.state_dict()` holds the raw ones.
 
     Raises:
         ValueError: the model is already sparse, a pattern matches nothing, or no layer is left.
@@ -56,6 +57,7 @@ def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
         with torch.no_grad():
             sparsifiers[name].initialise(weights[name])
         make_sparse(layer, sparsifiers[name])
+    save_deployed(model)
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
 
@@ -101,20 +103,8 @@ def finalize(model: nn.Module) -> nn.Module:
     for layer in layers.values():
         layer.weight.copy_(layer.sparse_weight())
         make_plain(layer)
+    save_as_before(model)
     return model
-
-
-@torch.no_grad()
-def deployable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state dict that `finalize(model)` would have, without touching the model."""
-    state = model.state_dict() if state_dict is None else state_dict
-    paths = dict(model.named_modules(remove_duplicate=False))  # a module that is used twice has two names
-    private = tuple(qualified(name, "") for name, module in paths.items() if isinstance(module, Sparsifier))
-    deployable = {key: value for key, value in state.items() if not key.startswith(private)}
-    weights = {layer: layer.sparse_weight() for layer in sparse_layers(model).values()}
-    return deployable | {
-        qualified(name, "weight"): weights[module] for name, module in paths.items() if isinstance(module, SparseLayer)
-    }
 
 
 @contextmanager

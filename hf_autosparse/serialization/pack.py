@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from ..layers.sparsify import deployable_state_dict, sparse_layers
+from ..layers.saving import deployed
+from ..layers.sparsify import sparse_layers
 from ..utils.io import StrPath, flush_to_disk, read_json_object
 from ..utils.progress import progress_bar
 from .bitmask_format import (
@@ -173,7 +174,8 @@ def save_plain(model: nn.Module, directory: StrPath) -> None:
     """Save a model, sparse or not, as stock libraries load it: effective weights with exact zeros."""
     save_pretrained: Callable[..., object] | None = getattr(model, "save_pretrained", None)
     if save_pretrained is not None:
-        save_pretrained(directory, state_dict=deployable_state_dict(model) if sparse_layers(model) else None)
+        with deployed(model):
+            save_pretrained(directory)
     elif sparse_layers(model):
         raise ValueError(f"{type(model).__name__} is no transformers model: call finalize(model) before packing it")
     else:

@@ -36,6 +36,7 @@ else:
 OVERRIDDEN = frozenset(
     {
         "_clip_grad_norm",
+        "_determine_best_metric",
         "_finish_current_push",
         "_load_best_model",
         "_load_from_checkpoint",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..layers.sparsify import sparse_layers
 from ..methods import SparseConfig
 from .driver import check_single_epoch
 
@@ -50,25 +48,6 @@ def check_arguments(trainer: Any, model: Any, args: Any, sparse_config: Any, oth
         raise TypeError(f"sparse_config is {kind}, not a configuration such as AutoSparseConfig(): {order}")
     if isinstance(model, str):
         raise TypeError(f"model = {model!r}: load it first (from_pretrained), AutoSparse trainers take a module")
-
-
-def check_trainable(model: nn.Module) -> None:
-    """No weight or threshold of a sparse layer is frozen.
-
-    Raises:
-        ValueError: names the first of such layers.
-    """
-    frozen = [
-        name
-        for name, layer in sparse_layers(model).items()
-        if not all(parameter.requires_grad for parameter in (layer.weight, *layer.sparsifier.parameters()))
-    ]
-    if frozen:
-        raise ValueError(
-            f"{len(frozen)} layers were frozen after they were made sparse (first: {frozen[0]}), as an adapter"
-            " (peft_config) does: they are pruned and cannot adjust. Train without an adapter and add it to the saved"
-            " model, or freeze layers before they are made sparse: those stay dense"
-        )
 
 
 def check_training_set(train_dataset: Any, config: SparseConfig) -> None:

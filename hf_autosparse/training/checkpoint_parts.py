@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..layers.sparsify import deployable_state_dict
+from ..layers.saving import deployable_state_dict, deployed
 from ..reports.sparsity import sparsity_report
 from ..serialization.files import PLOTS, loss_window
 from ..utils.io import StrPath, write_text
 from . import checkpoint
 from ._trainer_compat import loss_since_last_log, restore_loss_since_last_log
+from .averaged import evaluated_weights
 from .hub_mixin import without_token
 from .recorder import TrajectoryRecorder
 
@@ -100,7 +101,10 @@ class DeployableModel(CheckpointPart):
 
     def save(self, directory: Path) -> None:
         trainer = self._trainer
-        self._write(str(directory), state_dict=deployable_state_dict(trainer.deployed_model(), self.gathered))
+        model = trainer.deployed_model()
+        # deployed: for trainers that do not write the state that they are given (sentence-transformers).
+        with evaluated_weights(model, trainer.optimizer), deployed(model):
+            self._write(str(directory), state_dict=deployable_state_dict(model, self.gathered))
         torch.save(without_token(trainer.args), directory / TRAINING_ARGS_NAME)
         trainer.sparse_config.save_pretrained(directory)
 

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from ..layers.crossover import measure_layers
+from ..layers.saving import save_deployed
 from ..layers.sparsify import sparse_layers
 from ..methods import Annealing, Progress, SparseConfig, Target
 from ..utils.validation import check_count
 from .grown import start_optimizer_state
 from .optimizers import check_optimizer
 from .target import hold_target
+from .trainable import check_forwards, check_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +79,9 @@ class SparseTraining:
         start_step: steps that are done already.
 
     Raises:
-        ValueError: the model has no sparse layer, or layers with different configurations; a number is out of range;
-            `alpha_update="epoch"`, or more than one epoch of alpha, without `steps_per_epoch`.
+        ValueError: the model has no sparse layer, or layers with different configurations, or frozen ones; PEFT would
+            save adapters alone; a number is out of range; `alpha_update="epoch"`, or more than one epoch of alpha,
+            without `steps_per_epoch`.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class SparseTraining:
                 "the model's layers have different configurations: sparsify the whole model with one, or drive each"
                 " part by a SparseTraining of its own"
             )
+        check_trainable(model)
+        save_deployed(model)  # sparsify may have seen a part of it only
         check_count("steps", steps, low=0)
         check_count("accumulation", accumulation)
         check_count("start_step", start_step, low=0)
@@ -120,7 +125,11 @@ class SparseTraining:
 
         Args:
             epoch: epochs done, where the loop counts them itself; else `step / steps_per_epoch`.
+
+        Raises:
+            ValueError: something gave a sparse layer a forward of its own.
         """
+        check_forwards(self.layers)
         progress = self._progress(epoch)
         for layer in self.layers.values():
             layer.begin_step(progress, self.accumulation)

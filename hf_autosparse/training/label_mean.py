@@ -47,8 +47,9 @@ def is_mean_over_labels(model: nn.Module) -> bool:
 def innermost(model: nn.Module) -> nn.Module:
     """The model inside a PEFT wrapper; the wrapper itself if it feeds tokens of its own to the model (prompt tuning),
     since they change which label is the first."""
-    base = getattr(model, "get_base_model", None)
-    if base is None or model.active_peft_config.is_prompt_learning:
+    base: Any = getattr(model, "get_base_model", None)
+    config: Any = getattr(model, "active_peft_config", None)
+    if base is None or config is None or config.is_prompt_learning:
         return model
     found: nn.Module = base()
     return found
@@ -124,7 +125,7 @@ class _Reading:
 
     def _has_criterion(self, name: str) -> bool:
         """Whether `self.<name>` is a CrossEntropyLoss, or one of the others, with default settings."""
-        criterion = getattr(self._model, name, None)
+        criterion: Any = getattr(self._model, name, None)
         if type(criterion) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss):
             return False
         tensors = (criterion.weight, getattr(criterion, "pos_weight", None)) if hasattr(criterion, "weight") else ()

@@ -13,13 +13,15 @@ import math
 from collections.abc import Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import boundary, sampling_stride
 from ..layers.sparse import SparseLayer
-from ..methods import Progress
+from ..layers.sparsify import sparsity
+from ..methods import Budget, Progress, SparseConfig, Target
 
 INTERVAL = 4  # optimizer steps between two looks
+TOLERANCE = 0.005  # of the sparsity: between two looks it drifts, and budgets are rounded to whole weights
 SAMPLE = 2**19  # weights looked at, about; in the last step all are
 
 
@@ -53,6 +55,17 @@ def allowed_range(target: float, ramp: float, done: float) -> tuple[float, float
     share = min(1.0, done / ramp) if ramp > 0 else 1.0
     narrowed = 1.0 - (1.0 - share) ** 3
     return narrowed * target, 1.0 - narrowed * (1.0 - target)
+
+
+def is_held(model: nn.Module, config: SparseConfig) -> bool:
+    """Whether a model is as sparse as its configuration's `target_sparsity` asks for, or there is none to reach."""
+    target = target_of(config)
+    return target is None or sparsity(model) >= target - TOLERANCE
+
+
+def target_of(config: SparseConfig) -> float | None:
+    """The sparsity that a configuration asks for; None where it asks for none."""
+    return config.target_sparsity if isinstance(config, Budget | Target) else None
 
 
 def _margin(layer: SparseLayer, stride: int) -> Tensor:

@@ -21,13 +21,14 @@ from ..layers.sparsify import (
     sparse_layers,
     sparsifier_parameters,
     sparsify,
+    sparsity,
 )
 from ..methods import AutoSparseConfig, LearnedParameters, SparseConfig
 from ..reports.trajectory import Trajectory
 from . import checkpoint
 from ._trainer_compat import prepared_inputs, run_directory, tracker_callbacks
-from .arguments import check_arguments, check_bases, check_trainable, check_training_set
-from .callbacks import AutoSparseCallback
+from .arguments import check_arguments, check_bases, check_training_set
+from .callbacks import StepsCallback
 from .checkpoint_parts import (
     CheckpointPart,
     DeployableModel,
@@ -44,6 +45,8 @@ from .hub_mixin import HubMixin
 from .loss import LossMixin
 from .options import Seq2SeqTrainerOptions, TrainerOptions
 from .recorder import TrajectoryRecorder
+from .target import is_held, target_of
+from .trainable import check_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +66,13 @@ class AutoSparseMixin(LossMixin, HubMixin):
 
     What it changes: thresholds are an optimizer group of their own; the loss is the mean over all tokens of the global
     batch (8 x 1 accumulated = 1 x 8 = 2 processes) for models whose own loss is the mean over the tokens of a batch,
-    unless the Trainer class computes a loss of its own; evaluation uses folded weights; every written `model.safetensors` is the model that was evaluated; checkpoints
-    are whole or not taken; a non-finite loss stops.
+    unless the Trainer class computes a loss of its own; evaluation uses folded weights; every written
+    `model.safetensors` is the model that was evaluated; checkpoints are whole or not taken; a non-finite loss stops.
     """
 
     # Set these to False, on a trainer or in a subclass:
     draws_plots = True  # to save models without pictures
+    best_needs_target = True  # to compare, and load as the best, models that have not reached target_sparsity yet
     stops_on_non_finite_loss = True  # to leave a loss that is NaN or infinite to Trainer and logging_nan_inf_filter
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -88,7 +92,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
         if model is not None:
             model = self._sparsified(model)
         super().__init__(model=model, args=args, **kwargs)
-        check_trainable(self.model)
+        check_trainable(self.model)  # the trainer behind may have put PEFT around it
         check_training_set(self.train_dataset, self.sparse_config)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -106,7 +110,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
             LossWindow(self),
         ]
         self._parts_callback = PartsCallback(self._parts)
-        self.add_callback(AutoSparseCallback())
+        self.add_callback(StepsCallback())
         self.add_callback(self._recorder)
         self.add_callback(self._parts_callback)
 
@@ -281,8 +285,39 @@ class AutoSparseMixin(LossMixin, HubMixin):
     # ---- Evaluation ----
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        with folded(self.model):
+        with contextlib.ExitStack() as self._evaluation:
             return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Folds the weights at the first batch: before it, Trainer casts the model (`bf16_full_eval`) and has a
+        schedule-free optimizer put its averaged weights in."""
+        self._evaluation.enter_context(folded(self.model))  # does nothing to layers that are folded
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Trainer's, for models with the sparsity that was asked for; others don't count, nor are saved as the best."""
+        if is_held(self.model, self.sparse_config):
+            return super()._determine_best_metric(metrics, trial)
+        if self.best_needs_target:
+            self._passed_over = True
+            return False
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            logger.warning(
+                "the best model up to now, of step %d, has sparsity %.3f, not the target_sparsity of %s: it counts"
+                " because best_needs_target is False",
+                self.state.global_step,
+                sparsity(self.model),
+                target_of(self.sparse_config),
+            )
+        return is_best
 
     # ---- Checkpoints ----
 
@@ -316,7 +351,15 @@ class AutoSparseMixin(LossMixin, HubMixin):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         path = self._checkpoint_to_resume(resume_from_checkpoint)
         self._parts_callback.resumes_from = path
-        return super().train(path, *args, **kwargs)
+        self._passed_over = False
+        output = super().train(path, *args, **kwargs)
+        if self._passed_over and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning(
+                "no best model was loaded: none of those that were evaluated had the target_sparsity of %s. Evaluate"
+                " later or more often, or set best_needs_target = False",
+                target_of(self.sparse_config),
+            )
+        return output
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         """A whole checkpoint: the one that was named, or for True the newest one of the run."""

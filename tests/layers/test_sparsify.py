@@ -17,8 +17,9 @@ from hf_autosparse import (
     sparsity,
     sparsity_report,
 )
+from hf_autosparse.layers.saving import deployable_state_dict
 from hf_autosparse.layers.sparse import SparseConv2d, SparseLinear
-from hf_autosparse.layers.sparsify import deployable_state_dict, plain_parameters, sparsifier_parameters
+from hf_autosparse.layers.sparsify import plain_parameters, sparsifier_parameters
 
 EVERYTHING = AutoSparseConfig(first_last="none")
 

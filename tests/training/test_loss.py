@@ -15,7 +15,7 @@ from hf_autosparse import AutoSparseConfig, AutoSparseMixin, AutoSparseTrainer
 from hf_autosparse.training.label_mean import innermost, is_mean_over_labels
 from tiny import VOCABULARY, tiny_arguments, tiny_pairs, tiny_translator
 
-DENSE = AutoSparseConfig(threshold_init=-40.0, threshold_lr=0.0, threshold_weight_decay=0.0, alpha_schedule=None)
+DENSE = AutoSparseConfig(threshold_init=-40.0, threshold_lr=0.0, threshold_weight_decay=0.0, alpha_schedule="fixed")
 
 
 class Tagger(torch.nn.Module):

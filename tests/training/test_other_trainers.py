@@ -9,7 +9,7 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 WORDS = [f"w{i}" for i in range(40)]
-DENSE = AutoSparseConfig(threshold_init=-40.0, threshold_lr=0.0, threshold_weight_decay=0.0, alpha_schedule=None)
+DENSE = AutoSparseConfig(threshold_init=-40.0, threshold_lr=0.0, threshold_weight_decay=0.0, alpha_schedule="fixed")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -22,6 +22,7 @@ COMPAT = "training/_trainer_compat.py"
 
 OVERRIDDEN = {
     "_clip_grad_norm": ["self", "model"],
+    "_determine_best_metric": ["self", "metrics", "trial"],
     "_finish_current_push": ["self"],
     "_load_best_model": ["self"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
@@ -37,6 +38,7 @@ PUBLIC_OVERRIDDEN = {
     "create_optimizer": ["self", "model"],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "init_hf_repo": ["self", "token", "private"],
+    "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
     "log": ["self", "logs", "start_time"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
