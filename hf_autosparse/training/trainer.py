@@ -295,7 +295,7 @@ class AutoSparseMixin(LossMixin, HubMixin):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
         """Folds the weights at the first batch: before it, Trainer casts the model (`bf16_full_eval`) and has a
         schedule-free optimizer put its averaged weights in."""
         self._evaluation.enter_context(folded(self.model))  # does nothing to layers that are folded

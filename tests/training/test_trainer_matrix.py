@@ -16,7 +16,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import CallbackHandler
 
 from hf_autosparse import AutoSparseConfig, sparse_layers, sparsity
-from hf_autosparse.layers.sparsify import deployable_state_dict, plain_parameters
+from hf_autosparse.layers.saving import deployable_state_dict
+from hf_autosparse.layers.sparsify import plain_parameters
 from paths import HELPERS, PYTHONPATH
 
 pytest.importorskip("trl")
