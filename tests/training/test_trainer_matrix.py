@@ -98,7 +98,7 @@ def test_equals_the_stock_trainer_to_the_bit(tmp_path, name):
     assert not [key for key in expected if not torch.equal(weights[key], expected[key])]
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.is_trl])
+@pytest.mark.parametrize("name", RECIPES)
 def test_resumes_exactly_and_saves_what_it_evaluated(tmp_path, name):
     recipe = RECIPES[name]
     trainer = recipe.build(sparse(recipe), tmp_path, settings=EVALUATED_AND_SAVED, sparse_config=SPARSE)
