@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..methods import SparseConfig, method_of
+from ..methods import CHANCE, Budget, SparseConfig, Target, method_of
 from .kinds import kind_of, require_kind, weight_of
 from .saving import save_as_before, save_deployed
 from .selection import select_layers
@@ -45,10 +45,17 @@ def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
     method.check_model(model, selection.sparse)
     sparsifiers = {}
     weights = {name: layer.get_parameter("weight") for name, layer in selection.sparse.items()}
-    sparsities = config.layer_sparsities({name: tuple(weight.shape) for name, weight in weights.items()})
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    shares = config.layer_sparsities(shapes)
+    zeros = _sparsity_at_start(weights)
+    shares_from_zeros = config.layer_sparsities(shapes, zeros)
+    _warn_of_zeros(config, weights, zeros)
     for name, layer in selection.sparse.items():
         try:
-            sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, sparsities[name])
+            sparsifiers[name] = method(weights[name], config, require_kind(layer).output_dim, shares[name])
+            if zeros:
+                with torch.no_grad():
+                    sparsifiers[name].start_from_zeros(weights[name], shares_from_zeros[name])
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     if selection.unsuited:
@@ -60,6 +67,26 @@ def sparsify(model: nn.Module, config: SparseConfig) -> nn.Module:
     save_deployed(model)
     setattr(model, _RECORD, Record(config, list(selection.sparse), selection.dense))
     return model
+
+
+@torch.no_grad()
+def _sparsity_at_start(weights: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """Name -> fraction of zeros that a layer has, for all layers if one of them was pruned; else empty."""
+    known = {name: weight for name, weight in weights.items() if not weight.is_meta}
+    zeros = {name: 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in known.items()}
+    return zeros if any(fraction >= CHANCE for fraction in zeros.values()) else {}
+
+
+def _warn_of_zeros(config: SparseConfig, weights: Mapping[str, nn.Parameter], zeros: Mapping[str, float]) -> None:
+    target = config.target_sparsity if isinstance(config, Budget | Target) else None
+    total = sum(weight.numel() for weight in weights.values())
+    present = sum(fraction * weights[name].numel() for name, fraction in zeros.items()) / total
+    if target is not None and present > target:
+        logger.warning(
+            "%.1f %% of the sparse layers' weights are 0 already, more than target_sparsity = %s: they stay",
+            100 * present,
+            target,
+        )
 
 
 def record_of(model: nn.Module) -> Record | None:

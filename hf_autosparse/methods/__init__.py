@@ -8,7 +8,7 @@ import pkgutil
 
 from ..functional import largest, masked_weight, score_masked_weight
 from .autosparse import AutoSparseConfig
-from .base import Sparsifier, method_of, register
+from .base import CHANCE, Sparsifier, method_of, register
 from .config import CONFIG_NAME, SparseConfig, available_methods, config_class
 from .continuous import ContinuousConfig
 from .dst import DSTConfig
@@ -34,6 +34,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "CHANCE",
     "CONFIG_NAME",
     "Annealing",
     "AutoSparseConfig",

@@ -7,7 +7,7 @@ resuming need no special code. It knows nothing of Trainer, and Trainer nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ..functional import boundary
 from .config import SparseConfig, add_config_class
 from .progress import Progress
 from .settings import Annealing
+
+CHANCE = 0.01  # a layer with a smaller share of zeros was not pruned
 
 
 class Sparsifier(nn.Module):
@@ -36,6 +38,7 @@ class Sparsifier(nn.Module):
     config: SparseConfig
     alpha: float | None  # the share of the gradient that pruned weights receive; None for a method without one
     at_guard: Tensor
+    zeros: Tensor | None
     # Set by `begin_step`: the next backward passes collect the effective weight's gradient.
     collects_gradient: bool = False
     __call__: Callable[..., Tensor]
@@ -45,6 +48,10 @@ class Sparsifier(nn.Module):
         self.config = config
         self.alpha = config.alpha_init if isinstance(config, Annealing) else None
         self._gradient: Tensor | None = None
+        self.start_sparsity, self.final_sparsity = 0.0, sparsity
+        self._budgeted, self._size = sparsity, weight.numel()
+        # Zeros at the start, and at the end of a budget: int64, shape (2,). None for a layer that started without.
+        self.register_buffer("zeros", None)
         # A buffer, so that a resumed run reports what the uninterrupted one would.
         self.register_buffer("at_guard", torch.zeros(1, dtype=torch.bool, device=weight.device))
 
@@ -71,6 +78,33 @@ class Sparsifier(nn.Module):
 
     def initialise(self, weight: nn.Parameter) -> None:
         """Called once by `sparsify`, without gradients, after all checks have passed: may change the weight."""
+
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        """Called by `sparsify` for a layer that has zeros already, without gradients: from here on its sparsity does
+        not fall below what it has. `start_sparsity` and `final_sparsity` are known afterwards.
+
+        Args:
+            sparsity: the layer's share of the budget, not below what the layer has; 0 for methods without a budget.
+
+        Raises:
+            ValueError: the method ends at fewer zeros.
+        """
+        zeros = weight.numel() - int(weight.count_nonzero())
+        self.zeros = torch.tensor([zeros, round(sparsity * weight.numel())], device=weight.device)
+        self._read_zeros(self.zeros.tolist())
+
+    def _read_zeros(self, zeros: list[int]) -> None:
+        self.start_sparsity, self.final_sparsity = (count / self._size for count in zeros)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A resumed run starts from the zeros that the first one started from, whatever the model at hand has."""
+        zeros = state_dict.get(prefix + "zeros")
+        if zeros is None:
+            self.start_sparsity, self.final_sparsity, self.zeros = 0.0, self._budgeted, None
+        else:
+            self.zeros = torch.empty_like(zeros, device=self.at_guard.device)
+            self._read_zeros(zeros.tolist())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def begin_step(self, progress: Progress) -> None:
         """Called before every optimizer step. Sets alpha and `collects_gradient`, functions of progress alone."""

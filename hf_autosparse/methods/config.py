@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..utils.io import VERSION_KEY, StrPath, read_json_object, write_versioned_json
@@ -81,8 +82,12 @@ class SparseConfig:
         """The sparsity at which a layer is held; 1 where the method needs no limit."""
         return 1.0
 
-    def layer_sparsities(self, shapes: Shapes) -> dict[str, float]:
-        """Each layer's share of a fixed budget, by name; 0 for a method without one."""
+    def layer_sparsities(self, shapes: Shapes, least: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Each layer's share of a fixed budget, by name; 0 for a method without one.
+
+        Args:
+            least: name -> the sparsity that a layer has already, and does not fall below.
+        """
         return dict.fromkeys(shapes, 0.0)
 
     # ---- Reading and writing ----

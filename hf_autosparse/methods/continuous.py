@@ -58,6 +58,10 @@ class Continuous(Sparsifier):
         self.beta = 1.0
         self.score = nn.Parameter(torch.full_like(weight, init, dtype=torch.float32))
 
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        self.score.copy_(torch.where(weight == 0, -1.0, self.score))
+
     def forward(self, weight: Tensor) -> Tensor:
         return weight * (self.scale * torch.sigmoid(self.beta * self.score.float())).to(weight.dtype)
 

@@ -35,6 +35,29 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
         dense |= full
 
 
+def not_below(
+    distribution: Callable[[Shapes, float], dict[str, float]],
+    shapes: Shapes,
+    sparsity: float,
+    least: Mapping[str, float],
+) -> dict[str, float]:
+    """A distribution in which no layer falls below its own `least` sparsity; the others make up for those held there.
+
+    Args:
+        sparsity: of all layers together. It is exceeded where the layers have more already.
+        least: name -> the sparsity that a layer has; the layers that are missing have none.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    held: dict[str, float] = {}
+    while len(held) < len(shapes):
+        rest = {name: shape for name, shape in shapes.items() if name not in held}
+        zeros = sparsity * sum(sizes.values()) - sum(held[name] * sizes[name] for name in held)
+        shares = distribution(rest, sparsity if not held else max(0.0, zeros / sum(sizes[name] for name in rest)))
+        low = {name: least[name] for name in rest if shares[name] < least.get(name, 0.0)}
+        held |= low or shares
+    return held
+
+
 SPARSITY_DISTRIBUTIONS: dict[Distribution, Callable[[Shapes, float], dict[str, float]]] = {
     "uniform": uniform,
     "erk": erk,

@@ -44,6 +44,9 @@ class FixedMask(MaskedSparsifier):
     def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return weight != 0
 
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        """Nothing: the mask says it all."""
+
     @classmethod
     @torch.no_grad()
     def check_model(cls, model: nn.Module, sparse: Collection[str]) -> None:

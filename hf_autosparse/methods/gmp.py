@@ -33,6 +33,8 @@ class GMPConfig(Budget, Periodic, Annealing):
 class GMP(MaskedSparsifier):
     """Dense at first; every `every` steps the smallest weights are pruned, `s = s_f (1 - (1 - p)^3)`, until `until`.
 
+    A layer that has zeros already goes up from there, `s = s_i + (s_f - s_i) (1 - (1 - p)^3)`.
+
     The mask is the top of all weights by magnitude, pruned ones included: with alpha 0, the authors' way, these are
     frozen at the value they had; with alpha > 0 (Gradient Annealing) they go on learning and come back more easily.
     """
@@ -40,15 +42,12 @@ class GMP(MaskedSparsifier):
     reference = "Zhu & Gupta 2017, To Prune, or Not to Prune, arXiv 1710.01878"
     config: GMPConfig
 
-    def __init__(self, weight: Tensor, config: GMPConfig, output_dim: int = 0, sparsity: float = 0.0):
-        super().__init__(weight, config, output_dim, sparsity)
-        self.final_sparsity = sparsity
-
     def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return torch.ones_like(weight, dtype=torch.bool)
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
         is_last = self.config.is_last(progress)  # every run reaches the full sparsity
         if is_last or self.config.is_due(progress):
-            wanted = cubic_sparsity(1.0 if is_last else self.config.fraction_done(progress), self.final_sparsity)
+            done = 1.0 if is_last else self.config.fraction_done(progress)
+            wanted = cubic_sparsity(done, self.final_sparsity, self.start_sparsity)
             self.kept.copy_(largest(weight.abs(), kept_count(weight, wanted)))

@@ -50,6 +50,10 @@ class ITOP(RigL):
         super().__init__(weight, config, output_dim, sparsity)
         self.register_buffer("explored", self.kept.clone())
 
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        self.explored.copy_(self.kept)
+
     def needs_gradient(self, progress: Progress) -> bool:
         return self.config.growth == "gradient" and super().needs_gradient(progress)
 

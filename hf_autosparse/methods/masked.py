@@ -25,6 +25,10 @@ class MaskedSparsifier(Sparsifier):
         """The mask before training: bool, the weight's shape."""
         raise NotImplementedError
 
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        self.kept.copy_(self.first_mask(weight, sparsity) & (weight != 0))
+
     def forward(self, weight: Tensor) -> Tensor:
         return masked_weight(weight, self.kept, self.alpha or 0.0)
 
@@ -43,6 +47,11 @@ class RandomMaskSparsifier(MaskedSparsifier):
     def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         self.register_buffer("seed", torch.randint(2**31, (1,)))
         return largest(self.random_score(weight, step=0), kept_count(weight, sparsity))
+
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        score = self.random_score(weight, step=0).masked_fill(weight == 0, -1.0)
+        self.kept.copy_(largest(score, kept_count(weight, sparsity)))
 
     def random_score(self, weight: Tensor, step: int) -> Tensor:
         """Uniform numbers of the weight's shape, which depend on the layer's seed and the step alone."""

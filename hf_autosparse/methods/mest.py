@@ -61,10 +61,6 @@ class MEST(RandomMaskSparsifier):
     reference = "Yuan et al. 2021, MEST, arXiv 2110.14032"
     config: MESTConfig
 
-    def __init__(self, weight: Tensor, config: MESTConfig, output_dim: int = 0, sparsity: float = 0.0):
-        super().__init__(weight, config, output_dim, sparsity)
-        self.budget = kept_count(weight, sparsity)
-
     def needs_gradient(self, progress: Progress) -> bool:
         return self.config.gradient_weight > 0 and self._changes(progress)
 
@@ -78,8 +74,11 @@ class MEST(RandomMaskSparsifier):
         score = weight.abs()
         if config.gradient_weight > 0:
             score = score + config.gradient_weight * self.take_gradient(weight).abs()
-        count = config.changing_count(progress, self.budget)
-        survivor_count = self.budget if config.soft_memory_bound else self.budget - count
+        budget = kept_count(weight, self.final_sparsity)
+        count = config.changing_count(progress, budget)
+        if config.soft_memory_bound:
+            count = min(count, kept_count(weight, self.start_sparsity) - budget)
+        survivor_count = budget if config.soft_memory_bound else budget - count
         survivors = largest(score.masked_fill(~self.kept, -1.0), survivor_count)
         score = self.random_score(weight, progress.step).masked_fill(survivors, -1.0)
         grown = largest(score, min(count, int((~survivors).sum())))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import masked_weight, n_of_m_mask
-from .base import Sparsifier, register
+from .base import CHANCE, Sparsifier, register
 from .config import SparseConfig
 from .settings import Annealing
 
@@ -62,6 +62,15 @@ class NM(Sparsifier):
         assert isinstance(config, NMConfig)
         inputs, m = weight.shape[1 - output_dim], config.m
         return f"its {inputs} inputs do not divide into groups of m = {m}" if inputs % m else None
+
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        n, m = self.config.n, self.config.m
+        if self.start_sparsity > 1 - n / m + CHANCE:
+            raise ValueError(
+                f"{self.start_sparsity:.1%} of its weights are 0, and {n} of {m} would let some grow back: use"
+                " FixedMaskConfig to keep them, fewer of m, or list the layer in dense_modules"
+            )
 
     def mask(self, weight: Tensor) -> Tensor:
         dim = self._input_dim

@@ -42,7 +42,6 @@ class OptG(MaskedSparsifier):
 
     def __init__(self, weight: Tensor, config: OptGConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
-        self.final_sparsity = sparsity
         self._share = 0.0
         self.score = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
 
@@ -72,5 +71,7 @@ class OptG(MaskedSparsifier):
             self.score.grad *= self._share
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:
-        count = kept_count(weight, self.final_sparsity * self.share(progress))
-        self.kept.copy_(largest(self.score, count))
+        start = self.start_sparsity
+        count = kept_count(weight, start + (self.final_sparsity - start) * self.share(progress))
+        score = self.score if start == 0 else self.score.masked_fill(weight == 0, -torch.inf)  # zeros stay
+        self.kept.copy_(largest(score, count))

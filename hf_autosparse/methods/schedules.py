@@ -76,12 +76,12 @@ def alpha_at(
     return alpha_init * ALPHA_SCHEDULES[schedule](t, length, beta)
 
 
-def cubic_sparsity(progress: float, final: float) -> float:
-    """Sparsity that rises from 0 to `final` while `progress` goes from 0 to 1: `final (1 - (1 - progress)^3)`.
+def cubic_sparsity(progress: float, final: float, initial: float = 0.0) -> float:
+    """Sparsity that rises from `initial` to `final` while `progress` goes from 0 to 1, fast at first.
 
-    Zhu & Gupta 2017, "To prune, or not to prune", eq. 1, with initial sparsity 0.
+    `initial + (final - initial) (1 - (1 - progress)^3)`: Zhu & Gupta 2017, "To prune, or not to prune", eq. 1.
     """
-    return final * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
+    return initial + (final - initial) * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
 
 
 def cosine_decay(progress: float) -> float:

@@ -53,6 +53,10 @@ class SCL(Sparsifier):
         self._inputs = [dim for dim in range(weight.dim()) if dim != output_dim]
         self.score = nn.Parameter(torch.full_like(weight, config.score_init, dtype=torch.float32))
 
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        self.score.copy_(torch.where(weight == 0, -1.0, self.score))
+
     def forward(self, weight: Tensor) -> Tensor:
         return score_masked_weight(weight, self.score, self.mask(weight))
 

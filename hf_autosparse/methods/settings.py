@@ -8,11 +8,13 @@ A group also says what a method can do, and other rooms ask for it by `isinstanc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from .config import SparseConfig
-from .distributions import SPARSITY_DISTRIBUTIONS, Distribution, Shapes
+from .distributions import SPARSITY_DISTRIBUTIONS, Distribution, Shapes, not_below
 from .progress import Progress
 from .schedules import AlphaSchedule, alpha_at
 
@@ -145,8 +147,9 @@ class Budget(SparseConfig):
         self.check_number("target_sparsity", 0, 1, high_open=True)
         self.check_choice("sparsity_distribution", get_args(Distribution))
 
-    def layer_sparsities(self, shapes: Shapes) -> dict[str, float]:
-        return SPARSITY_DISTRIBUTIONS[self.sparsity_distribution](shapes, self.target_sparsity)
+    def layer_sparsities(self, shapes: Shapes, least: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        distribution = SPARSITY_DISTRIBUTIONS[self.sparsity_distribution]
+        return not_below(distribution, shapes, self.target_sparsity, least)
 
 
 @dataclass(frozen=True, kw_only=True)

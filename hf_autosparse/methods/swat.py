@@ -49,10 +49,10 @@ class SWAT(MaskedSparsifier):
     reference = "Raihan & Aamodt 2020, Sparse Weight Activation Training, arXiv 2001.01969"
     config: SWATConfig
 
-    def __init__(self, weight: Tensor, config: SWATConfig, output_dim: int = 0, sparsity: float = 0.0):
-        super().__init__(weight, config, output_dim, sparsity)
-        given = config.activation_sparsity
-        self.activation_sparsity = sparsity if given is None else given
+    @property
+    def activation_sparsity(self) -> float:
+        given = self.config.activation_sparsity
+        return self.final_sparsity if given is None else given
 
     def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return largest(weight.abs(), kept_count(weight, sparsity))

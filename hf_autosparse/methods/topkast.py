@@ -59,12 +59,16 @@ class TopKAST(MaskedSparsifier):
 
     def __init__(self, weight: Tensor, config: TopKASTConfig, output_dim: int = 0, sparsity: float = 0.0):
         super().__init__(weight, config, output_dim, sparsity)
-        self.density = 1.0 - sparsity
         learning = None if config.backward_sparsity is None else self._backward_set(weight.detach())
         self.register_buffer("learning", learning)
 
     def first_mask(self, weight: Tensor, sparsity: float) -> Tensor:
         return largest(weight.abs(), kept_count(weight, sparsity))
+
+    def start_from_zeros(self, weight: Tensor, sparsity: float) -> None:
+        super().start_from_zeros(weight, sparsity)
+        if self.learning is not None:
+            self.learning.copy_(self._backward_set(weight))
 
     def _backward_set(self, weight: Tensor) -> Tensor:
         """B: the forward set and the largest others. |v| orders as |w| does."""
@@ -88,7 +92,7 @@ class TopKAST(MaskedSparsifier):
     def regularise(self, weight: nn.Parameter) -> None:
         l2 = self.config.l2
         if l2 and weight.grad is not None:
-            pull = torch.where(self.kept, l2, l2 / self.density) * weight
+            pull = torch.where(self.kept, l2, l2 / (1.0 - self.final_sparsity)) * weight
             weight.grad += pull if self.learning is None else torch.where(self.learning, pull, 0)
 
     def end_step(self, weight: nn.Parameter, progress: Progress) -> None:

@@ -171,7 +171,7 @@ class SparseTraining:
                 kept = layer.sparsifier.mask(layer.weight) & ~grown
                 start_optimizer_state(optimizer, layer.weight, grown, kept, layer.sparsifier.gradient_at_growth())
         config = self.config
-        if isinstance(config, Target) and config.target_sparsity is not None:
+        if isinstance(config, Target) and (config.target_sparsity is not None or self._starts_pruned()):
             hold_target(self.layers.values(), config.target_sparsity, config.target_ramp, progress)
         if self.step % GUARD_INTERVAL == 0 or self.step == self.steps:
             self.guard()
@@ -215,6 +215,9 @@ class SparseTraining:
                     self.step,
                     maximum,
                 )
+
+    def _starts_pruned(self) -> bool:
+        return any(layer.sparsifier.start_sparsity > 0 for layer in self.layers.values())
 
     def _progress(self, epoch: float | None) -> Progress:
         steps_per_epoch = (self.steps or 1) if self.steps_per_epoch is None else self.steps_per_epoch

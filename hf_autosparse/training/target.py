@@ -26,7 +26,7 @@ SAMPLE = 2**19  # weights looked at, about; in the last step all are
 
 
 @torch.no_grad()
-def hold_target(layers: Collection[SparseLayer], target: float, ramp: float, progress: Progress) -> None:
+def hold_target(layers: Collection[SparseLayer], target: float | None, ramp: float, progress: Progress) -> None:
     """Shift the layers' thresholds if their sparsity is outside `allowed_range`. Called after each optimizer step.
 
     It depends on weights, thresholds and progress alone: resumed and accumulated runs do the same, and so does every
@@ -34,27 +34,35 @@ def hold_target(layers: Collection[SparseLayer], target: float, ramp: float, pro
 
     Args:
         layers: at least one; their sparsifiers have `margin` and `raise_threshold`.
-        target: fraction of zeros of all their weights together, in [0, 1).
+        target: fraction of zeros of all their weights together, in [0, 1); None to hold only what they started with.
         ramp: fraction of the run from which on the target is held, in [0, 1].
         progress: counts the step in.
     """
     last = progress.step >= progress.steps
-    if progress.step % INTERVAL and not last:
+    count = sum(layer.weight.numel() for layer in layers)
+    start = sum(layer.sparsifier.start_sparsity * layer.weight.numel() for layer in layers) / count
+    # Zeros that are there grow back within a step or two.
+    if progress.step % INTERVAL and not last and start == 0:
         return
-    stride = 1 if last else sampling_stride(sum(layer.weight.numel() for layer in layers), SAMPLE)
+    stride = 1 if last else sampling_stride(count, SAMPLE)
     margins = torch.cat([_margin(layer, stride) for layer in layers])
-    allowed = allowed_range(target, ramp, progress.step / progress.steps)
+    allowed = (start, 1.0) if target is None else allowed_range(target, ramp, progress.step / progress.steps, start)
     low, high = (boundary(margins, round(sparsity * margins.numel())) for sparsity in allowed)
     shift = low.clamp(min=0).minimum(high)  # the nearest to 0 with which the sparsity lies between both
     for layer in layers:
         layer.sparsifier.raise_threshold(shift)
 
 
-def allowed_range(target: float, ramp: float, done: float) -> tuple[float, float]:
-    """The least and the greatest sparsity allowed once the fraction `done` of the run is over."""
+def allowed_range(target: float, ramp: float, done: float, start: float = 0.0) -> tuple[float, float]:
+    """The least and the greatest sparsity allowed once the fraction `done` of the run is over.
+
+    Args:
+        start: the sparsity at the start of the run; a target below it becomes this.
+    """
+    target = max(target, start)
     share = min(1.0, done / ramp) if ramp > 0 else 1.0
     narrowed = 1.0 - (1.0 - share) ** 3
-    return narrowed * target, 1.0 - narrowed * (1.0 - target)
+    return start + narrowed * (target - start), 1.0 - narrowed * (1.0 - target)
 
 
 def is_held(model: nn.Module, config: SparseConfig) -> bool:
