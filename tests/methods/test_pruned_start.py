@@ -122,9 +122,7 @@ def test_a_target_below_what_is_there_changes_nothing_and_is_said(method, caplog
     start = layer_sparsity(model)
     with caplog.at_level(logging.WARNING):
         sparsify(model, config(method, target=0.4))
-    assert (
-        "70.0 % of the sparse layers' weights are 0 already, more than target_sparsity = 0.4" in caplog.text
-    )
+    assert "70.0 % of the sparse layers' weights are 0 already, more than target_sparsity = 0.4" in caplog.text
     train(model, adam(model))
     assert sparsity(model) == pytest.approx(sum(start.values()) / len(start), abs=0.01)
 
