@@ -9,6 +9,7 @@ A killed run goes on exactly where its last checkpoint stands with --resume. Any
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from examples.vision.image_model import CHANNELS, build_model, depthwise_layers
 from examples.vision.image_recipe import load_recipe
 from examples.vision.image_trainer import ClassificationLoss, DenseTrainer, SparseTrainer, scaled_learning_rate
 from hf_autosparse import SparseConfig, finalize, flops, sparsity_report
+from hf_autosparse.methods import LearnedParameters
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,10 +87,10 @@ def train(recipe: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         trainer = DenseTrainer(model, arguments, **shared)
     else:
         config = SparseConfig.from_dict(sparse)
-        if config.threshold_lr is not None:
-            config.threshold_lr *= scale
+        if isinstance(config, LearnedParameters) and config.threshold_lr is not None:
+            config = replace(config, threshold_lr=config.threshold_lr * scale)
         if recipe["depthwise"] == "dense":
-            config.dense_modules += depthwise_layers(model)
+            config = replace(config, dense_modules=[*config.dense_modules, *depthwise_layers(model)])
         trainer = SparseTrainer(model, arguments, config, **shared)
     speed = trainer.train(resume_from_checkpoint=resume or None).metrics
     trainer.save_model()
